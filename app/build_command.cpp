@@ -1,0 +1,301 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+
+#include "cli.hpp"
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.build;
+import cobuild.json;
+
+namespace cobuild::app {
+
+namespace {
+
+namespace stdfs = std::filesystem;
+
+/// The flags as typed; turned into a request when the command runs.
+struct build_flags {
+    engine_flags engine;
+    std::string path;
+    std::string file;
+    std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter;
+    std::vector<std::string> not_yet;  ///< flags of buildx that are parsed only to be refused by name
+    std::string target, network, progress = "auto", metadata_file, iidfile, shm_size, cgroup_parent, pull;
+    bool push = false, load = false, no_cache = false, quiet = false;
+};
+
+/// Splits one CSV value ("type=oci,dest=x") into key=value pairs; quotes protect commas as in RFC 4180.
+std::vector<std::pair<std::string, std::string>> parse_csv(const std::string& text, std::string_view flag) {
+    std::vector<std::string> fields(1);
+    bool quoted_field = false;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        if (text[i] == '"') {
+            if (quoted_field && i + 1 < text.size() && text[i + 1] == '"') fields.back() += text[i++];
+            else quoted_field = !quoted_field;
+        } else if (text[i] == ',' && !quoted_field) {
+            fields.emplace_back();
+        } else {
+            fields.back() += text[i];
+        }
+    }
+    if (quoted_field) throw error{errc::invalid, cat(flag, " ", text, ": a double quote is not closed")};
+    std::vector<std::pair<std::string, std::string>> out;
+    for (const auto& f : fields) {
+        const auto eq = f.find('=');
+        out.emplace_back(to_lower(trim(f.substr(0, eq))), eq == std::string::npos ? "" : f.substr(eq + 1));
+        if (eq == std::string::npos && fields.size() == 1) out.back() = {"", f};
+    }
+    return out;
+}
+
+build::output parse_output(const std::string& text) {
+    build::output out;
+    for (auto& [key, value] : parse_csv(text, "--output")) {
+        if (key.empty()) {
+            out.type = value == "-" ? "tar" : "local";
+            out.attributes["dest"] = value;
+        } else if (key == "type") {
+            out.type = value;
+        } else {
+            out.attributes[key] = value;
+        }
+    }
+    static constexpr std::string_view types[] = {"image", "oci", "docker", "local", "tar", "registry", "cacheonly"};
+    if (out.type.empty()) throw error{errc::invalid, cat("--output ", text, ": type= is missing (image, oci, docker, local, tar or registry)")};
+    if (std::find(std::begin(types), std::end(types), out.type) == std::end(types)) {
+        const auto near = nearest(out.type, types);
+        throw error{errc::invalid, cat("--output: unknown type ", quoted(out.type), near.empty() ? "" : cat(", did you mean ", near, "?"))};
+    }
+    if (out.type == "local" && out.attributes["dest"].empty()) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
+    if (out.type == "tar" || out.type == "oci" || out.type == "docker") {
+        auto& dest = out.attributes["dest"];
+        if (dest.empty() || dest == "-") {
+            if (out.type != "docker" || dest == "-") {
+                if (::isatty(1) != 0) throw error{errc::invalid, cat("--output type=", out.type, ": refusing to write to the terminal; give dest=FILE or redirect")};
+                out.fd = 1;
+                out.attributes.erase("dest");
+            }
+        }
+    }
+    return out;
+}
+
+build::secret_source parse_secret(const std::string& text) {
+    build::secret_source out;
+    std::string type;
+    for (auto& [key, value] : parse_csv(text, "--secret")) {
+        if (key == "id") out.id = value;
+        else if (key == "src" || key == "source") out.file = value;
+        else if (key == "env") out.environment = value;
+        else if (key == "type") type = value;
+        else throw error{errc::invalid, cat("--secret ", text, ": unknown key ", quoted(key), " (id, src, env and type are known)")};
+    }
+    if (out.id.empty()) throw error{errc::invalid, cat("--secret ", text, ": id= is missing")};
+    if (!type.empty() && type != "file" && type != "env") throw error{errc::invalid, cat("--secret ", text, ": type is file or env")};
+    if (type == "env" && out.environment.empty()) out.environment = out.file.empty() ? out.id : out.file.string();
+    if (type == "env") out.file.clear();
+    if (out.environment.empty() && out.file.empty()) {
+        if (std::getenv(out.id.c_str()) != nullptr) out.environment = out.id;
+        else out.file = out.id;
+    }
+    if (!out.environment.empty() && std::getenv(out.environment.c_str()) == nullptr)
+        throw error{errc::not_found, cat("--secret id=", out.id, ": the environment variable ", out.environment, " is not set")};
+    if (!out.file.empty()) {
+        std::error_code ec;
+        if (!stdfs::exists(out.file, ec)) throw error{errc::not_found, cat("--secret id=", out.id, ": no such file: ", out.file.string())};
+        out.file = stdfs::absolute(out.file);
+    }
+    return out;
+}
+
+/// "KEY=value"; a bare KEY takes the value of our environment and is left out when that has none, as buildx does.
+std::map<std::string, std::string> parse_pairs(const std::vector<std::string>& items, std::string_view flag, bool from_environment) {
+    std::map<std::string, std::string> out;
+    for (const auto& item : items) {
+        const auto eq = item.find('=');
+        const std::string key = item.substr(0, eq);
+        if (key.empty()) throw error{errc::invalid, cat(flag, " ", quoted(item), ": a name is missing before '='")};
+        if (eq != std::string::npos) out[key] = item.substr(eq + 1);
+        else if (!from_environment) out[key] = "";
+        else if (const char* value = std::getenv(key.c_str())) out[key] = value;
+    }
+    return out;
+}
+
+void write_whole(const std::string& file, const std::string& text) {
+    const std::string temporary = cat(file, ".", random_id());
+    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
+    out << text;
+    out.close();
+    std::error_code ec;
+    if (out) stdfs::rename(temporary, file, ec);
+    if (!out || ec) {
+        std::error_code ignored;
+        stdfs::remove(temporary, ignored);
+        throw error{errc::io, cat("cannot write ", file, ec ? cat(": ", ec.message()) : "")};
+    }
+}
+
+void set_context(build_flags& flags, build::build_request& r) {
+    if (flags.path == "-") {
+        r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
+        // Docker accepts a tar archive here as well; its magic stands at offset 257.
+        if (r.dockerfile_text->size() > 262 && r.dockerfile_text->compare(257, 5, "ustar") == 0)
+            throw error{errc::unsupported, "a tar archive as context on standard input is not supported yet; unpack it and name the directory"};
+        r.name = "-";
+        return;
+    }
+    if (flags.path.find("://") != std::string::npos || flags.path.starts_with("git@"))
+        throw error{errc::unsupported, cat("the context ", quoted(flags.path), ": git and http contexts are not supported yet; name a local directory")};
+    std::error_code ec;
+    if (!stdfs::exists(flags.path, ec)) throw error{errc::not_found, cat("the context directory ", quoted(flags.path), " does not exist")};
+    if (!stdfs::is_directory(flags.path, ec)) throw error{errc::invalid, cat("the context ", quoted(flags.path), " is not a directory")};
+    r.context = stdfs::absolute(flags.path);
+    r.name = flags.path;
+    if (flags.file == "-") r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
+    else if (!flags.file.empty()) r.dockerfile = stdfs::absolute(flags.file);
+}
+
+build::build_request make_request(build_flags& flags) {
+    if (!flags.not_yet.empty()) throw error{errc::unsupported, cat(flags.not_yet.front(), " is not supported yet")};
+    build::build_request r;
+    set_context(flags, r);
+    r.target = flags.target;
+    r.tags = flags.tags;
+    r.build_args = parse_pairs(flags.build_args, "--build-arg", true);
+    r.labels = parse_pairs(flags.labels, "--label", false);
+    if (flags.platforms.size() > 1) throw error{errc::unsupported, "several --platform values in one build are not supported yet"};
+    if (!flags.platforms.empty()) r.platform = flags.platforms.front();
+    else if (const char* fallback = std::getenv("DOCKER_DEFAULT_PLATFORM")) r.platform = fallback;
+    r.no_cache = flags.no_cache;
+    r.no_cache_stages = flags.no_cache_filter;
+    if (flags.pull == "true" || flags.pull == "always") r.pull = build::pull_mode::always;
+    else if (flags.pull == "never") r.pull = build::pull_mode::never;
+    else if (!flags.pull.empty() && flags.pull != "false" && flags.pull != "missing")
+        throw error{errc::invalid, cat("--pull=", flags.pull, ": missing, always or never are known")};
+    r.network = flags.network;
+    r.add_hosts = flags.add_hosts;
+    r.ulimits = flags.ulimits;
+    r.cgroup_parent = flags.cgroup_parent;
+    if (!flags.shm_size.empty()) r.shm_size = parse_bytes(flags.shm_size);
+    for (const auto& s : flags.secrets) r.secrets.push_back(parse_secret(s));
+    for (const auto& o : flags.outputs) r.outputs.push_back(parse_output(o));
+    if (flags.load) r.outputs.push_back({.type = "docker", .attributes = {}});
+    r.push = flags.push;
+    if (flags.push && r.tags.empty()) throw error{errc::invalid, "--push needs a name to push to: add --tag"};
+    if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0' && !r.build_args.contains("SOURCE_DATE_EPOCH"))
+        r.build_args["SOURCE_DATE_EPOCH"] = epoch;
+    return r;
+}
+
+std::string metadata_json(const build::build_result& result) {
+    json::object o;
+    for (const auto& [key, value] : result.exporter_response) {
+        // The descriptor travels as base64 JSON and is shown decoded, as buildx does.
+        if (const auto decoded = key == "containerimage.descriptor" ? base64_decode(value) : std::nullopt) o.set(key, json::parse(*decoded));
+        else o.set(key, json::value(value));
+    }
+    return json::serialize(json::value(std::move(o)), {.indent = true, .escape_html = false, .sorted = true}) + "\n";
+}
+
+void print_result(const build_flags& flags, const build::build_result& result, std::chrono::steady_clock::duration took) {
+    if (flags.quiet) {
+        std::cout << result.config_digest << "\n";
+        return;
+    }
+    if (result.image_digest.empty()) return;
+    const auto seconds = std::chrono::duration<double>(took).count();
+    char time[32];
+    std::snprintf(time, sizeof time, "%.2fs", seconds);
+    std::string names;
+    for (const auto& n : result.names) names += cat(names.empty() ? "" : ", ", n);
+    std::cerr << (names.empty() ? "image" : names) << "  " << result.image_digest << "  " << format_bytes(result.size) << "  " << time << "  ("
+              << result.steps << " steps, " << result.cached_steps << " cached)\n";
+}
+
+async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, async::cancel_token stop) {
+    const auto started = std::chrono::steady_clock::now();
+    auto request = make_request(flags);
+    const auto display = make_display(flags.quiet ? "quiet" : flags.progress, request.name);
+    std::exception_ptr failed;
+    build::build_result result;
+    try {
+        result = co_await engine->build(std::move(request), display, stop);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    display->finish();
+    if (failed) std::rethrow_exception(failed);
+    if (!flags.iidfile.empty()) write_whole(flags.iidfile, result.config_digest);
+    if (!flags.metadata_file.empty()) write_whole(flags.metadata_file, metadata_json(result));
+    print_result(flags, result, std::chrono::steady_clock::now() - started);
+    co_return 0;
+}
+
+void add_flags(CLI::App& c, build_flags& f) {
+    c.add_option("PATH", f.path, "Directory with the files to build from, or - for a Dockerfile on standard input")->required()->type_name("");
+    c.add_option("-f,--file", f.file, "Dockerfile (default: PATH/Dockerfile)")->type_name("FILE");
+    const auto list = [&](const std::string& name, std::vector<std::string>& target, const std::string& help, const std::string& type) {
+        c.add_option(name, target, help)->type_name(type)->take_all()->allow_extra_args(false);
+    };
+    list("-t,--tag", f.tags, "Name of the image (name:tag); may be repeated", "NAME");
+    c.add_option("--target", f.target, "Build this stage")->type_name("STAGE");
+    list("--build-arg", f.build_args, "Set a build argument", "KEY=VALUE");
+    list("--label", f.labels, "Set a label of the image", "KEY=VALUE");
+    c.add_option("--platform", f.platforms, "Platform of the image (this machine's)")->delimiter(',')->type_name("OS/ARCH")->allow_extra_args(false);
+    list("-o,--output", f.outputs, "Where the result goes: type=image|oci|docker|local|tar|registry[,dest=...]", "OUTPUT");
+    c.add_flag("--push", f.push, "Push the image under its tags");
+    c.add_flag("--load", f.load, "Load the image into the Docker engine");
+    c.add_flag("--no-cache", f.no_cache, "Run every step anew");
+    c.add_option("--no-cache-filter", f.no_cache_filter, "Run these stages anew")->delimiter(',')->type_name("STAGE")->allow_extra_args(false);
+    c.add_flag("--pull{always}", f.pull, "Which base images to ask the registry for: missing, always, never");
+    c.add_option("--network", f.network, "Network of RUN steps: default, none, host")->type_name("MODE");
+    list("--add-host", f.add_hosts, "Line for /etc/hosts of RUN steps", "NAME:ADDRESS");
+    list("--secret", f.secrets, "Secret for RUN --mount=type=secret", "id=ID[,src=FILE|,env=VAR]");
+    c.add_option("--shm-size", f.shm_size, "Size of /dev/shm (64m)")->type_name("SIZE");
+    list("--ulimit", f.ulimits, "Limit for RUN steps", "NAME=SOFT[:HARD]");
+    c.add_option("--cgroup-parent", f.cgroup_parent, "Parent cgroup of RUN steps")->type_name("CGROUP");
+    c.add_option("--progress", f.progress, "auto, plain, tty, quiet, rawjson")->type_name("MODE");
+    c.add_option("--metadata-file", f.metadata_file, "Write what was built as JSON")->type_name("FILE");
+    c.add_option("--iidfile", f.iidfile, "Write the image id")->type_name("FILE");
+    c.add_flag("-q,--quiet", f.quiet, "Print the image id only");
+    for (const auto* name : {"--ssh", "--allow", "--annotation", "--build-context", "--cache-from", "--cache-to", "--attest", "--sbom", "--provenance", "--call", "--builder"})
+        c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
+    for (const auto* name : {"--check"}) c.add_flag_callback(name, [&f, name] { f.not_yet.emplace_back(name); }, "")->group("");
+    f.engine.add_to(c);
+}
+
+}  // namespace
+
+command add_build(CLI::App& app, interrupt& stop) {
+    auto flags = std::make_shared<build_flags>();
+    auto* c = app.add_subcommand("build", "Build an image from a Dockerfile");
+    add_flags(*c, *flags);
+    return {c, [flags, &stop] {
+                return with_engine(flags->engine, stop,
+                                   [flags, token = stop.token()](std::shared_ptr<build::engine> engine) { return build_with(engine, *flags, token); });
+            }};
+}
+
+}  // namespace cobuild::app

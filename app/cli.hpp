@@ -1,0 +1,76 @@
+// The command line: one function per command, and what they share.
+#pragma once
+
+#include <exception>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.config;
+import cobuild.progress;
+import cobuild.build;
+
+namespace CLI {
+class App;
+}
+
+namespace cobuild::app {
+
+/// Exit codes, by the kind of error; docs/errors.md lists them.
+int exit_code_for(const error& e);
+/// "error: <sentence>" on stderr, with the place in the user's file where there is one.
+void print_error(const error& e);
+
+/// Flags that every command which opens the engine takes: --config, --root, --debug and buildkitd's worker flags.
+struct engine_flags {
+    std::string config_file;
+    config::overrides overrides;
+    void add_to(CLI::App& command);
+    /// Reads the configuration, sets up the log, prints warnings. Throws for a bad file or flag.
+    [[nodiscard]] config::configuration load() const;
+};
+
+/// Turns Ctrl-C, TERM and HUP into a cancellation; a second signal kills running steps at once and ends the program.
+/// One per process, made before any other thread.
+class interrupt {
+public:
+    interrupt();
+    ~interrupt();
+    interrupt(const interrupt&) = delete;
+    interrupt& operator=(const interrupt&) = delete;
+    [[nodiscard]] async::cancel_token token() const;
+    /// The signal that came, 0 when none.
+    [[nodiscard]] int signal() const;
+
+private:
+    struct state;
+    std::unique_ptr<state> state_;
+};
+
+/// How progress is shown; "auto" is tty on a terminal, else plain. Throws errc::invalid for another name.
+struct progress_display : progress::sink {
+    /// Prints what is still to be printed, failed steps' last lines included.
+    virtual void finish() = 0;
+};
+std::shared_ptr<progress_display> make_display(const std::string& mode, const std::string& title);
+
+/// Registers a command; the returned function runs it when it was chosen and returns the exit code.
+using runner = std::function<int()>;
+struct command {
+    CLI::App* parsed;
+    runner run;
+};
+command add_build(CLI::App& app, interrupt& stop);
+std::vector<command> add_image_commands(CLI::App& app, interrupt& stop);
+std::vector<command> add_usage_commands(CLI::App& app, interrupt& stop);
+std::vector<command> add_config_commands(CLI::App& app);
+command add_test(CLI::App& app, interrupt& stop);
+
+/// Opens an engine, runs `work` with it and closes it, in whatever way `work` ends.
+int with_engine(const engine_flags& flags, interrupt& stop, std::function<async::task<int>(std::shared_ptr<build::engine>)> work);
+
+}  // namespace cobuild::app

@@ -1,0 +1,157 @@
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cstdlib>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include <boost/asio/awaitable.hpp>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+
+#include "cli.hpp"
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.config;
+import cobuild.build;
+
+namespace cobuild::app {
+
+int exit_code_for(const error& e) {
+    switch (e.kind()) {
+        case errc::invalid:
+        case errc::unsupported: return 2;
+        case errc::canceled: return 130;
+        case errc::internal: return 70;
+        default: return 1;
+    }
+}
+
+void print_error(const error& e) {
+    std::string place;
+    if (e.where()) place = e.where()->line != 0 ? cat(e.where()->file, ":", e.where()->line, ": ") : cat(e.where()->file, ": ");
+    const std::string_view what = e.what();
+    std::cerr << "error: " << (what.starts_with(place) ? "" : place) << what << "\n";
+}
+
+// ---------------------------------------------------------------- engine flags
+
+void engine_flags::add_to(CLI::App& command) {
+    auto& o = overrides;
+    const auto text = [&](const std::string& name, std::optional<std::string>& target, const std::string& help) {
+        command.add_option_function<std::string>(name, [&target](const std::string& v) { target = v; }, help)->group("Engine")->type_name("TEXT");
+    };
+    command.add_option("--config", config_file, "Configuration file, as buildkitd's")->group("Engine")->type_name("FILE");
+    text("--root", o.root, "State directory");
+    command.add_flag_callback("--debug", [&o] { o.debug = true; }, "Log what the engine does, every registry request included")->group("Engine");
+    text("--log-format", o.log_format, "text or json");
+    text("--oci-worker-net", o.oci.network, "Network of steps: auto, cni, host or none");
+    text("--oci-worker-binary", o.oci.binary, "OCI runtime: runc or crun, by name or path");
+    text("--oci-worker-snapshotter", o.oci.snapshotter, "auto, overlayfs or native");
+    text("--oci-worker-gc-keepstorage", o.oci.gc_keep_storage, "Reserved[,Free[,Max]] in MB");
+    text("--oci-cni-config-path", o.oci.cni_config_path, "CNI network configuration");
+    text("--oci-cni-binary-dir", o.oci.cni_binary_dir, "Directory of CNI plugins");
+    command.add_option_function<std::int64_t>("--oci-cni-pool-size", [&o](std::int64_t v) { o.oci.cni_pool_size = v; }, "Network namespaces kept ready")
+        ->group("Engine");
+    command.add_option_function<std::int64_t>("--oci-max-parallelism", [&o](std::int64_t v) { o.oci.max_parallelism = v; }, "Most steps that run at once")
+        ->group("Engine");
+    command.add_flag_function("--oci-worker-gc", [&o](std::int64_t n) { o.oci.gc = n > 0; }, "Remove old data by itself (default on)")->group("Engine");
+}
+
+config::configuration engine_flags::load() const {
+    const bool named = !config_file.empty();
+    auto loaded = config::load(named ? std::filesystem::path(config_file) : config::default_path(), named, overrides);
+    auto& c = loaded.config;
+    configure_log({.level = c.log.level.value_or(log_level::warning), .format = c.log.format});
+    for (const auto& w : loaded.warnings) std::cerr << config::to_string(w) << "\n";
+    return std::move(c);
+}
+
+// ---------------------------------------------------------------- interrupt
+
+struct interrupt::state {
+    async::cancel_source source;
+    std::atomic<int> signal{0};
+    unique_fd signals;
+    unique_fd wake_read, wake_write;
+    std::thread thread;
+
+    void serve() {
+        for (;;) {
+            std::array<pollfd, 2> fds{{{signals.get(), POLLIN, 0}, {wake_read.get(), POLLIN, 0}}};
+            if (::poll(fds.data(), fds.size(), -1) < 0) continue;
+            if (fds[1].revents != 0) return;
+            signalfd_siginfo info{};
+            if (::read(signals.get(), &info, sizeof info) != static_cast<ssize_t>(sizeof info)) continue;
+            const int number = static_cast<int>(info.ssi_signo);
+            int none = 0;
+            if (!signal.compare_exchange_strong(none, number)) {
+                // Steps run below a process that dies with us, so leaving at once leaves nothing running.
+                static constexpr std::string_view bye = "\nkilled\n";
+                [[maybe_unused]] const auto n = ::write(2, bye.data(), bye.size());
+                ::_exit(128 + number);
+            }
+            source.cancel(error{errc::canceled, number == SIGINT ? "interrupted (Ctrl-C)" : cat("stopped by signal ", number)});
+        }
+    }
+};
+
+interrupt::interrupt() : state_(std::make_unique<state>()) {
+    sigset_t set;
+    ::sigemptyset(&set);
+    for (const int s : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, s);
+    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+    state_->signals.reset(::signalfd(-1, &set, SFD_CLOEXEC));
+    std::array<int, 2> wake{};
+    if (!state_->signals || ::pipe2(wake.data(), O_CLOEXEC) != 0) throw_errno("preparing signals");
+    state_->wake_read.reset(wake[0]);
+    state_->wake_write.reset(wake[1]);
+    state_->thread = std::thread([s = state_.get()] { s->serve(); });
+}
+
+interrupt::~interrupt() {
+    state_->wake_write.reset();
+    state_->thread.join();
+}
+
+async::cancel_token interrupt::token() const { return state_->source.token(); }
+int interrupt::signal() const { return state_->signal; }
+
+// ---------------------------------------------------------------- engine
+
+namespace {
+async::task<int> run_with(build::engine_options options, std::function<async::task<int>(std::shared_ptr<build::engine>)> work) {
+    auto engine = co_await build::engine::open(std::move(options));
+    std::exception_ptr failed;
+    int code = 0;
+    try {
+        code = co_await work(engine);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    co_await async::no_cancel;
+    co_await engine->close();
+    if (failed) std::rethrow_exception(failed);
+    co_return code;
+}
+}  // namespace
+
+int with_engine(const engine_flags& flags, interrupt&, std::function<async::task<int>(std::shared_ptr<build::engine>)> work) {
+    build::engine_options options;
+    options.settings = flags.load();
+    async::runtime here({.max_blocking_threads = 1});
+    return here.block_on(run_with(std::move(options), std::move(work)));
+}
+
+}  // namespace cobuild::app

@@ -1,0 +1,70 @@
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <functional>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+
+#include "cli.hpp"
+
+import cobuild.base;
+
+namespace {
+
+int run(int argc, char** argv) {
+    using namespace cobuild;
+    CLI::App cli{"cobuild builds container images from Dockerfiles, without a daemon.", "cobuild"};
+    cli.require_subcommand(0, 1);
+    cli.set_version_flag("--version", "cobuild " + std::string(version()));
+    cli.get_formatter()->column_width(32);
+    cli.footer("Run 'cobuild COMMAND --help' for a command's flags.");
+
+    app::interrupt stop;
+    std::vector<app::command> commands;
+    commands.push_back(app::add_build(cli, stop));
+    for (auto& c : app::add_image_commands(cli, stop)) commands.push_back(std::move(c));
+    for (auto& c : app::add_usage_commands(cli, stop)) commands.push_back(std::move(c));
+    for (auto& c : app::add_config_commands(cli)) commands.push_back(std::move(c));
+    commands.push_back(app::add_test(cli, stop));
+    auto* version_command = cli.add_subcommand("version", "Show the version");
+    commands.push_back({version_command, [] {
+                            std::cout << "cobuild " << version() << "\n";
+                            return 0;
+                        }});
+    auto* daemon = cli.add_subcommand("daemon", "Serve BuildKit's API (not built yet)");
+    daemon->allow_extras();
+    commands.push_back({daemon, []() -> int { throw error{errc::unsupported, "'cobuild daemon' is not supported yet; use 'cobuild build'"}; }});
+
+    try {
+        cli.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        if (e.get_exit_code() == 0) return cli.exit(e);  // --help, --version
+        std::cerr << "error: " << e.what() << "\n";
+        return 2;
+    }
+    for (const auto& c : commands)
+        if (c.parsed->parsed() && c.run) return c.run();
+    std::cout << cli.help();
+    return cli.get_subcommands().empty() && argc > 1 ? 2 : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    // A reader that goes away (cobuild ... | head) is an error of write(2), not a death.
+    ::signal(SIGPIPE, SIG_IGN);
+    try {
+        return run(argc, argv);
+    } catch (...) {
+        const auto e = cobuild::describe(std::current_exception());
+        cobuild::app::print_error(e);
+        return cobuild::app::exit_code_for(e);
+    }
+}

@@ -1,0 +1,142 @@
+// Progress on a terminal: one list that is redrawn in place.
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <functional>
+#include <iostream>
+#include <mutex>
+#include <thread>
+#include <variant>
+
+#include "cli.hpp"
+#include "progress_common.hpp"
+
+namespace cobuild::app {
+
+namespace {
+
+struct colors {
+    const char *run = "\033[34m", *cancel = "\033[33m", *error = "\033[31m", *off = "\033[0m";
+};
+
+class tty_display final : public progress_display {
+public:
+    explicit tty_display(std::string title) : title_(std::move(title)), thread_([this] { serve(); }) {
+        if (const char* no = std::getenv("NO_COLOR"); no != nullptr && *no != '\0') colors_ = {"", "", "", ""};
+    }
+    ~tty_display() override { stop(); }
+
+    void on_event(const progress::event& e) override {
+        const std::lock_guard lock(guard_);
+        auto& v = view_.apply(e);
+        if (const auto* l = std::get_if<progress::log>(&e)) v.add_output(l->data);
+        if (const auto* w = std::get_if<progress::warning>(&e)) warnings_.push_back(w->message);
+        dirty_ = true;
+    }
+
+    void finish() override {
+        stop();
+        draw(true);
+        std::string text;
+        for (const auto& w : warnings_) text += cat(" ! ", printable(w), "\n");
+        std::cerr << text << failure_text(view_) << std::flush;
+    }
+
+private:
+    void stop() {
+        {
+            const std::lock_guard lock(guard_);
+            over_ = true;
+        }
+        wake_.notify_all();
+        if (thread_.joinable()) thread_.join();
+    }
+
+    void serve() {
+        std::unique_lock lock(guard_);
+        while (!over_) {
+            wake_.wait_for(lock, std::chrono::milliseconds{100}, [this] { return over_; });
+            if (!over_) draw(false);
+        }
+    }
+
+    static std::string fit(const std::string& left, const std::string& right, std::size_t width) {
+        if (width < 20) return left;
+        const std::size_t room = width - right.size() - 1;
+        std::string text = left.size() > room ? left.substr(0, room - 3) + "..." : left + std::string(room - left.size(), ' ');
+        return text + " " + right;
+    }
+
+    std::vector<std::string> lines_of(const shown_vertex& v, progress::time_point now, std::size_t width) const {
+        std::vector<std::string> out;
+        const auto& s = v.state;
+        if (!s.started) return out;
+        const std::string time = seconds_text(s.completed.value_or(now) - *s.started);
+        std::string mark;
+        const char* color = s.completed ? "" : colors_.run;
+        if (s.canceled) mark = "CANCELED ", color = colors_.cancel;
+        else if (!s.error.empty()) mark = "ERROR ", color = colors_.error;
+        else if (s.cached) mark = "CACHED ";
+        else if (s.completed) color = colors_.run;
+        out.push_back(color + fit(cat(" => ", mark, printable(s.name)), time, width) + (*color != '\0' ? colors_.off : ""));
+        if (s.completed) return out;
+        for (const auto& status : v.statuses) {
+            if (status.completed) continue;
+            const std::string spent = status.started ? seconds_text(now - *status.started) : "";
+            out.push_back(fit(cat(" => => ", printable(status.id), " ", amount_text(status)), spent, width));
+        }
+        const std::size_t shown = std::min<std::size_t>(6, v.last_lines.size());
+        for (std::size_t i = v.last_lines.size() - shown; i < v.last_lines.size(); ++i) out.push_back(fit(cat(" => => # ", printable(v.last_lines[i])), "", width));
+        return out;
+    }
+
+    void draw(bool last) {
+        winsize size{};
+        if (::ioctl(2, TIOCGWINSZ, &size) != 0 || size.ws_col == 0) size = {24, 80, 0, 0};
+        const auto now = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+        std::size_t done = 0, known = 0;
+        std::vector<std::string> finished, running;
+        for (const auto& v : view_.all()) {
+            ++known;
+            if (v->state.completed) ++done;
+            auto lines = lines_of(*v, now, size.ws_col);
+            auto& target = v->state.completed ? finished : running;
+            target.insert(target.end(), lines.begin(), lines.end());
+        }
+        // What is still running stays in sight; finished lines leave by the top when the screen is too low.
+        const std::size_t room = size.ws_row > 3 ? size.ws_row - 2U : 1U;
+        if (!last && finished.size() + running.size() > room) {
+            const std::size_t keep = running.size() >= room ? 0 : room - running.size();
+            finished.erase(finished.begin(), finished.end() - static_cast<std::ptrdiff_t>(std::min(keep, finished.size())));
+            if (running.size() > room) running.resize(room);
+        }
+        std::string text;
+        if (drawn_ > 0) text += cat("\033[", drawn_, "A");
+        text += cat("\r\033[J[+] Building ", seconds_text(now - begun_), " (", done, "/", known, ")", last ? " FINISHED" : "", "  ", printable(title_), "\n");
+        for (const auto& l : finished) text += l + "\n";
+        for (const auto& l : running) text += l + "\n";
+        drawn_ = 1 + finished.size() + running.size();
+        std::cerr << text << std::flush;
+    }
+
+    std::string title_;
+    colors colors_;
+    std::mutex guard_;
+    std::condition_variable wake_;
+    build_view view_;
+    std::vector<std::string> warnings_;
+    progress::time_point begun_ = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+    std::size_t drawn_ = 0;
+    bool over_ = false, dirty_ = false;
+    std::thread thread_;
+};
+
+}  // namespace
+
+std::shared_ptr<progress_display> make_tty(std::string title) { return std::make_shared<tty_display>(std::move(title)); }
+
+}  // namespace cobuild::app

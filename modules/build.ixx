@@ -1,0 +1,150 @@
+/// cobuild.build: the engine. A Dockerfile goes in, an image comes out; the command line and embedders use the same calls.
+///
+///     auto engine = co_await build::engine::open({.root = "/var/lib/cobuild"});
+///     auto result = co_await engine->build({.context = "app", .tags = {"app:1"}});
+///     co_await engine->close();
+///
+/// An engine owns its threads. Its calls may be awaited from any executor and resume the caller there. It installs no
+/// signal handler, leaves umask and locale alone, and waits for no child that is not its own. Several engines and
+/// processes may share one state directory. Thread safety: all members may be called from any thread.
+///
+/// Errors are cobuild::error. Cancelling an awaited build, or its cancel token, ends running steps (TERM, then KILL after
+/// half a second), removes what they made, and throws errc::canceled with the cause.
+module;
+#include <chrono>
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+export module cobuild.build;
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.config;
+import cobuild.progress;
+
+export namespace cobuild::build {
+
+/// How an engine is set up. Everything not said here comes from `settings`, BuildKit's buildkitd.toml.
+struct engine_options {
+    config::configuration settings;  ///< as config::load made them; the default is the empty file's
+    std::filesystem::path root;      ///< state directory; empty: settings.root
+    std::string docker_config;       ///< directory of docker's config.json with logins; empty: DOCKER_CONFIG, else ~/.docker
+};
+
+enum class pull_mode {
+    missing,  ///< ask the registry about a tag (one HEAD), pull what is not here
+    always,   ///< the same, and never take an image that was built here
+    never,    ///< use only what is here
+};
+
+/// Where a result goes: BuildKit's exporters by name (image, oci, docker, local, tar, registry) and their attributes.
+struct output {
+    std::string type;
+    std::map<std::string, std::string> attributes;
+    int fd = -1;  ///< for oci, docker and tar: write here instead of attributes["dest"]; stays the caller's
+};
+
+/// A secret's bytes, asked for by each step that mounts it. Never stored, logged or part of a cache key.
+struct secret_source {
+    std::string id;
+    std::filesystem::path file;  ///< read when first needed
+    std::string environment;     ///< or the name of an environment variable
+};
+
+/// One build, in docker buildx's terms.
+struct build_request {
+    std::filesystem::path context;               ///< a directory, read in place
+    std::filesystem::path dockerfile;            ///< empty: Dockerfile in the context; relative: to the working directory
+    std::optional<std::string> dockerfile_text;  ///< the Dockerfile itself, instead of a file
+    std::string target;
+    std::vector<std::string> tags;
+    std::map<std::string, std::string> build_args;
+    std::map<std::string, std::string> labels;
+    std::string platform;                        ///< empty: this machine's
+    bool no_cache = false;
+    std::vector<std::string> no_cache_stages;    ///< --no-cache-filter
+    pull_mode pull = pull_mode::missing;
+    std::string network;                         ///< default, none, host
+    std::vector<std::string> add_hosts;          ///< "name:address"
+    std::uint64_t shm_size = 0;                  ///< bytes; 0: 64 MiB
+    std::vector<std::string> ulimits;            ///< "name=soft[:hard]"
+    std::string cgroup_parent;
+    std::vector<secret_source> secrets;
+    std::vector<output> outputs;                 ///< empty: the image is built and kept, nothing is exported
+    std::optional<std::int64_t> source_date_epoch;
+    bool push = false;                           ///< push every tag after the image was stored
+    std::string name;                            ///< shown in progress, for example the context as the user typed it
+};
+
+struct build_result {
+    std::string image_digest;   ///< of the manifest
+    std::string config_digest;  ///< docker's image id
+    std::uint64_t size = 0;     ///< of all layers as stored, in bytes
+    std::vector<std::string> names;
+    std::map<std::string, std::string> exporter_response;  ///< BuildKit's keys, as --metadata-file holds them
+    std::size_t steps = 0;
+    std::size_t cached_steps = 0;
+};
+
+struct image_info {
+    std::string name;
+    std::string digest;
+    std::string config_digest;
+    std::uint64_t size = 0;
+    std::chrono::sys_time<nanoseconds> created;
+};
+
+/// One row of `cobuild du`.
+struct usage_info {
+    std::string id;
+    std::string kind;  ///< BuildKit's record types: regular, source.local, exec.cachemount, internal, frontend
+    std::string description;
+    std::uint64_t size = 0;
+    bool in_use = false;
+    bool shared = false;
+    bool mutable_ = false;
+    std::chrono::sys_time<nanoseconds> created;
+    std::chrono::sys_time<nanoseconds> last_used;
+    std::uint64_t usage_count = 0;
+    std::vector<std::string> parents;
+};
+
+struct prune_options {
+    bool all = false;                         ///< also what images built here are made of
+    nanoseconds keep_duration{0};             ///< keep what was used since
+    std::optional<std::uint64_t> max_used;    ///< stop when no more than this is used
+    std::optional<std::uint64_t> reserved;    ///< always keep this much
+    std::optional<std::uint64_t> min_free;    ///< remove until this much of the disk is free
+    std::vector<std::string> filters;
+};
+
+/// The engine. Made by open(); close() ends it, the destructor cancels and joins what close() did not.
+class engine {
+public:
+    /// Opens the state directory (made when absent, repaired when a process died in it) and starts the engine's threads.
+    /// Warnings about settings that are not built yet go to the log.
+    static async::task<std::shared_ptr<engine>> open(engine_options options);
+    virtual ~engine() = default;
+
+    /// Builds. `sink` gets every progress event on the engine's io thread, until the call returns.
+    virtual async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink = {}, async::cancel_token token = {}) = 0;
+
+    virtual async::task<std::vector<image_info>> images() = 0;
+    /// False when there is no such image.
+    virtual async::task<bool> remove_image(std::string name) = 0;
+    virtual async::task<std::vector<usage_info>> usage() = 0;
+    /// What was removed.
+    virtual async::task<std::vector<usage_info>> prune(prune_options options) = 0;
+
+    /// Waits for builds to end and gives back every thread, lock and descriptor. Later calls throw errc::canceled.
+    virtual async::task<void> close() = 0;
+};
+
+}  // namespace cobuild::build

@@ -1,0 +1,363 @@
+module;
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <charconv>
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <iterator>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.build;
+
+import cobuild.archive;
+import cobuild.frontend;
+import cobuild.fs;
+import cobuild.llb;
+import :parts;
+
+namespace cobuild::build {
+
+namespace {
+
+namespace stdfs = std::filesystem;
+
+/// Passes events on and counts what the result tells: steps of the graph and those that came from cache.
+class counting_sink final : public progress::sink {
+public:
+    explicit counting_sink(std::shared_ptr<progress::sink> next) : next_(std::move(next)) {}
+    void on_event(const progress::event& e) override {
+        if (const auto* v = std::get_if<progress::vertex>(&e); v != nullptr && v->completed) cached_[v->id] = v->cached;
+        next_->on_event(e);
+    }
+    void fill(build_result& result, const solver::graph& g) const {
+        for (const auto& v : g) {
+            const auto at = cached_.find(v.id);
+            if (at == cached_.end()) continue;
+            ++result.steps;
+            if (at->second) ++result.cached_steps;
+        }
+    }
+
+private:
+    std::shared_ptr<progress::sink> next_;
+    std::map<digest, bool> cached_;
+};
+
+std::optional<std::string> read_small(const stdfs::path& file) {
+    const unique_fd fd{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
+    if (!fd) {
+        if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
+        throw_errno(cat("reading ", file.string()));
+    }
+    return fs::read_all(fd.get(), std::size_t{16} << 20);
+}
+
+struct definition_files {
+    std::string text, name;
+    std::optional<std::string> ignore;
+};
+
+/// The Dockerfile and the ignore file that counts: the one named after the Dockerfile first, then the context's.
+definition_files read_definition(const build_request& r) {
+    definition_files out;
+    out.name = "Dockerfile";
+    std::optional<stdfs::path> file;
+    if (r.dockerfile_text) {
+        out.text = *r.dockerfile_text;
+    } else {
+        file = r.dockerfile.empty() ? r.context / "Dockerfile" : r.dockerfile;
+        auto text = read_small(*file);
+        if (!text && r.dockerfile.empty()) {
+            file = r.context / "dockerfile";
+            text = read_small(*file);
+        }
+        if (!text)
+            throw error{errc::not_found, r.dockerfile.empty() ? cat("there is no Dockerfile in ", r.context.string(), "; write one or name one with --file")
+                                                              : cat("the Dockerfile ", r.dockerfile.string(), " does not exist")};
+        out.text = std::move(*text);
+        out.name = file->filename().string();
+        out.ignore = read_small(stdfs::path(file->string() + ".dockerignore"));
+    }
+    if (!out.ignore && !r.context.empty()) {
+        // Read as from inside the context: a link there is followed, but never out of it.
+        const fs::root root(r.context.string());
+        const auto info = root.stat(".dockerignore", fs::links::follow);
+        if (info && info->is_file()) out.ignore = root.read_file(".dockerignore", std::size_t{16} << 20);
+    }
+    return out;
+}
+
+std::vector<llb::host_ip> parse_hosts(const std::vector<std::string>& items) {
+    std::vector<llb::host_ip> out;
+    for (const auto& item : items) {
+        const auto at = item.find_first_of(":=");
+        if (at == std::string::npos || at == 0) throw error{errc::invalid, cat("--add-host ", quoted(item), ": NAME:ADDRESS is expected")};
+        std::string address = item.substr(at + 1);
+        if (address.starts_with('[') && address.ends_with(']')) address = address.substr(1, address.size() - 2);
+        if (address == "host-gateway") throw error{errc::unsupported, "--add-host with host-gateway is not supported yet; give an address"};
+        out.push_back({item.substr(0, at), address});
+    }
+    return out;
+}
+
+std::vector<llb::ulimit> parse_ulimits(const std::vector<std::string>& items) {
+    std::vector<llb::ulimit> out;
+    for (const auto& item : items) {
+        const auto bad = [&] { return error{errc::invalid, cat("--ulimit ", quoted(item), ": NAME=SOFT[:HARD] is expected")}; };
+        const auto eq = item.find('=');
+        if (eq == std::string::npos || eq == 0) throw bad();
+        const auto number = [&](std::string_view text) {
+            std::int64_t v = 0;
+            const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), v);
+            if (ec != std::errc{} || end != text.data() + text.size()) throw bad();
+            return v;
+        };
+        const std::string_view values = std::string_view(item).substr(eq + 1);
+        const auto colon = values.find(':');
+        const auto soft = number(values.substr(0, colon));
+        out.push_back({item.substr(0, eq), soft, colon == std::string_view::npos ? soft : number(values.substr(colon + 1))});
+    }
+    return out;
+}
+
+llb::platform to_llb(const oci::platform& p) { return {p.architecture, p.os, p.variant, p.os_version, p.os_features}; }
+
+frontend::request make_frontend_request(const build_request& r, definition_files files) {
+    frontend::request out;
+    out.dockerfile = std::move(files.text);
+    out.dockerfile_name = std::move(files.name);
+    out.ignore_file = std::move(files.ignore);
+    out.build_args = r.build_args;
+    if (r.source_date_epoch) out.build_args["SOURCE_DATE_EPOCH"] = cat(*r.source_date_epoch);
+    out.target = r.target;
+    out.labels = r.labels;
+    const auto host = oci::host_platform();
+    out.build_platform = to_llb(host);
+    if (!r.platform.empty()) {
+        const auto wanted = oci::normalize(oci::parse_platform(r.platform));
+        if (!oci::match_rank(host, wanted))
+            throw error{errc::unsupported, cat("--platform ", r.platform, ": only this machine's platform (", oci::format(host), ") is supported yet")};
+        out.target_platform = to_llb(wanted);
+    }
+    out.no_cache = r.no_cache;
+    for (const auto& s : r.no_cache_stages) out.no_cache_stages.push_back(to_lower(s));
+    if (r.network == "host") out.network = llb::net_mode::host;
+    else if (r.network == "none") out.network = llb::net_mode::none;
+    else if (!r.network.empty() && r.network != "default" && r.network != "bridge")
+        throw error{errc::invalid, cat("--network ", quoted(r.network), ": default, none or host is expected")};
+    out.extra_hosts = parse_hosts(r.add_hosts);
+    out.ulimits = parse_ulimits(r.ulimits);
+    out.shm_size = static_cast<std::int64_t>(r.shm_size);
+    out.cgroup_parent = r.cgroup_parent;
+    return out;
+}
+
+std::vector<std::string> normalized_names(const std::vector<std::string>& names) {
+    std::vector<std::string> out;
+    for (const auto& n : names) {
+        const auto ref = oci::reference::parse(n);
+        if (ref.digest()) throw error{errc::invalid, cat("the name ", quoted(n), " has a digest; an image to be built is named by a tag")};
+        out.push_back(ref.with_default_tag().str());
+    }
+    return out;
+}
+
+/// Shows one part of the build that is no vertex of the graph, and passes its failure on.
+template<class T>
+async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, std::string name, std::function<async::task<T>(progress::writer)> work) {
+    progress::writer w(std::move(sink), {.id = progress::internal_id(scope, name), .name = name});
+    w.started();
+    std::exception_ptr failed;
+    std::optional<T> out;
+    try {
+        out.emplace(co_await work(w));
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (failed) {
+        w.failed(describe(failed));
+        std::rethrow_exception(failed);
+    }
+    w.completed();
+    co_return std::move(*out);
+}
+
+std::shared_ptr<session::session> make_session(parts& p, const build_request& r) {
+    session::local_options o;
+    if (!r.context.empty()) o.directories["context"] = r.context;
+    else {
+        (void)p.directory->subdir("empty");
+        o.directories["context"] = p.directory->root() + "/empty";
+    }
+    for (const auto& s : r.secrets) o.secrets[s.id] = {s.file, s.environment};
+    return session::make_local(p.runtime.pool(), std::move(o));
+}
+
+/// Everything the exporters of one build share; the image is written when the first of them needs it.
+class exports {
+public:
+    exports(parts& p, exporter::input in, std::vector<std::string> names, std::shared_ptr<progress::sink> sink)
+        : parts_(p), in_(std::move(in)), names_(std::move(names)), sink_(std::move(sink)) {}
+
+    async::task<void> run(output o, build_result& result) {
+        auto names = names_;
+        if (const auto at = o.attributes.find("name"); at != o.attributes.end()) {
+            std::vector<std::string> own;
+            for (const auto n : split(at->second, ',')) own.emplace_back(trim(n));
+            names = normalized_names(own);
+            o.attributes.erase(at);
+        }
+        if (o.type == "image" || o.type == "registry") return image(std::move(o), std::move(names), result);
+        if (o.type == "oci" || o.type == "docker") return archive(std::move(o), std::move(names), result);
+        if (o.type == "local" || o.type == "tar") return files(std::move(o));
+        if (o.type == "cacheonly") return nothing();
+        throw error{errc::invalid, cat("unknown output type ", quoted(o.type))};
+    }
+
+private:
+    static async::task<void> nothing() { co_return; }
+
+    static void no_more(const output& o) {
+        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline"};
+        for (const auto& [key, value] : o.attributes)
+            if (std::find(std::begin(accepted), std::end(accepted), key) == std::end(accepted))
+                throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
+    }
+
+    async::task<exporter::image> write(exporter::image_options options, progress::writer w, build_result& result, const std::vector<std::string>& names) {
+        auto image = co_await exporter::write_image(parts_.stores(), in_, std::move(options), w);
+        result.image_digest = image.manifest.digest.str();
+        result.config_digest = image.config.digest.str();
+        result.size = image.size;
+        describe_image(image, names, result.exporter_response);
+        co_return image;
+    }
+
+    async::task<void> image(output o, std::vector<std::string> names, build_result& result) {
+        bool push = o.type == "registry";
+        if (const auto at = o.attributes.find("push"); at != o.attributes.end()) {
+            push = at->second != "false" && at->second != "0";
+            o.attributes.erase(at);
+        }
+        if (push && names.empty()) throw error{errc::invalid, cat("--output type=", o.type, " with push needs a name: add --tag or name=")};
+        auto options = exporter::take_image_options(o.attributes);
+        no_more(o);
+        co_await shown<int>(sink_, "export", "exporting to image", [&](progress::writer w) -> async::task<int> {
+            auto made = co_await write(options, w, result, names);
+            co_await keep_image(parts_, made, in_.root, names);
+            for (const auto& n : names) w.begin(cat("naming to ", n)).done();
+            if (push) co_await push_image(parts_, made, names, w);
+            co_return 0;
+        });
+        for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());
+    }
+
+    async::task<void> archive(output o, std::vector<std::string> names, build_result& result) {
+        const bool docker = o.type == "docker";
+        exporter::destination to{.fd = o.fd};
+        if (const auto at = o.attributes.find("dest"); at != o.attributes.end()) {
+            to.path = at->second;
+            o.attributes.erase(at);
+        }
+        if (o.attributes.contains("tar")) throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute tar= is not supported yet")};
+        auto options = exporter::take_image_options(o.attributes);
+        no_more(o);
+        co_await shown<int>(sink_, cat("export", to.path, to.fd), docker ? "exporting to docker image format" : "exporting to oci image format",
+                            [&](progress::writer w) -> async::task<int> {
+                                auto made = co_await write(options, w, result, names);
+                                if (to.fd < 0 && to.path.empty()) co_await load_into_docker(parts_, made, names, w);
+                                else co_await exporter::write_archive(parts_.stores(), docker ? exporter::archive_kind::docker : exporter::archive_kind::oci, made, names, to, w);
+                                co_return 0;
+                            });
+        for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());
+    }
+
+    async::task<void> files(output o) {
+        const bool local = o.type == "local";
+        const auto dest = o.attributes.find("dest");
+        const std::string path = dest == o.attributes.end() ? "" : dest->second;
+        if (local && path.empty()) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
+        if (dest != o.attributes.end()) o.attributes.erase(dest);
+        no_more(o);
+        co_await shown<int>(sink_, cat("export", path), local ? "exporting to client directory" : "exporting to client tarball", [&](progress::writer w) -> async::task<int> {
+            if (local) co_await exporter::write_directory(parts_.stores(), in_, path, w);
+            else co_await exporter::write_tar(parts_.stores(), in_, {.fd = o.fd, .path = path}, w);
+            co_return 0;
+        });
+    }
+
+    parts& parts_;
+    exporter::input in_;
+    std::vector<std::string> names_;
+    std::shared_ptr<progress::sink> sink_;
+};
+
+void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about) {
+    for (const auto& w : warnings) {
+        progress::warning out;
+        out.message = cat(w.rule, ": ", w.message, " (line ", w.where.line, ")");
+        out.url = w.url;
+        out.location = w.where;
+        about.warn(std::move(out));
+    }
+}
+
+async::task<frontend::result> convert(parts& p, const build_request& r, std::shared_ptr<session::session> session, std::shared_ptr<progress::sink> sink) {
+    const std::string file = r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.filename().string();
+    auto files = co_await shown<definition_files>(sink, "load", cat("[internal] load build definition from ", file), [&](progress::writer) -> async::task<definition_files> {
+        co_return co_await p.runtime.pool().run([&] { return read_definition(r); });
+    });
+    const auto how = r.pull == pull_mode::always ? source::freshness::always : r.pull == pull_mode::never ? source::freshness::never : source::freshness::missing;
+    build_gateway gateway(p, session, sink, how);
+    auto out = co_await frontend::convert(make_frontend_request(r, std::move(files)), gateway);
+    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", cat("[internal] load build definition from ", file)), .name = ""}));
+    co_return out;
+}
+
+}  // namespace
+
+async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
+    auto names = normalized_names(r.tags);
+    auto counting = std::make_shared<counting_sink>(std::move(sink));
+    const auto session = make_session(p, r);
+    const auto converted = co_await convert(p, r, session, counting);
+    const auto loaded = llb::load(converted.graph);
+    auto graph = ops::make_graph(loaded, *p.environment, {.session = session, .id = p.directory->fresh_name(), .always_pull = r.pull == pull_mode::always});
+
+    exporter::input in;
+    in.config = converted.image_config;
+    in.platform = oci::normalize({converted.platform.os, converted.platform.architecture, converted.platform.variant, converted.platform.os_version, {}});
+    in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
+    state::pin keep;
+    if (graph.result) {
+        auto results = co_await p.solver->solve(graph.vertices, {*graph.result}, counting, {.no_cache = r.no_cache});
+        const auto value = co_await ops::as_chain_value(*p.environment, results.at(0));
+        in.root = value->chain;
+        keep = value->keep;
+    }
+    build_result out;
+    counting->fill(out, graph.vertices);
+    auto outputs = r.outputs;
+    // A tag without an output, or no output at all, means the image is kept here.
+    if (outputs.empty() || (r.push && outputs.empty())) outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
+    else if (r.push) outputs.push_back({.type = "registry", .attributes = {}});
+    exports all(p, std::move(in), std::move(names), counting);
+    for (auto& o : outputs) co_await all.run(std::move(o), out);
+    co_return out;
+}
+
+}  // namespace cobuild::build

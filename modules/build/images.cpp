@@ -1,0 +1,139 @@
+module;
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.build;
+
+import cobuild.http;
+import cobuild.json;
+import :parts;
+
+namespace cobuild::build {
+
+void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response) {
+    response["containerimage.digest"] = image.manifest.digest.str();
+    response["containerimage.config.digest"] = image.config.digest.str();
+    response["containerimage.descriptor"] = base64_encode(json::serialize(oci::to_json(image.manifest)));
+    std::string joined;
+    for (const auto& n : names) joined += cat(joined.empty() ? "" : ",", n);
+    if (!joined.empty()) response["image.name"] = joined;
+}
+
+async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain chain, std::vector<std::string> names) {
+    const auto descriptor = json::serialize(oci::to_json(image.manifest));
+    co_await p.runtime.pool().run([&] {
+        for (const auto& name : names) {
+            content::image i{.name = name, .target = image.manifest.digest, .descriptor = descriptor};
+            i.created = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+            i.labels[std::string(source::chain_label)] = source::chain_text(chain);
+            i.labels["size"] = cat(image.size);
+            i.labels["config"] = image.config.digest.str();
+            p.content->put_image(i);
+        }
+    });
+}
+
+namespace {
+
+async::task<void> push_blob(parts& p, oci::reference ref, oci::descriptor blob, progress::writer progress) {
+    auto line = std::make_shared<progress::line>(progress.begin(cat("pushing ", blob.digest.str()), static_cast<std::int64_t>(blob.size)));
+    auto sent = std::make_shared<std::int64_t>(0);
+    registry::push_options options;
+    options.call.progress = [line, sent](std::uint64_t n) { line->update(*sent += static_cast<std::int64_t>(n)); };
+    const auto open = [&p, blob]() -> async::task<http::body_source> {
+        auto file = std::make_shared<unique_fd>(co_await p.runtime.pool().run([&p, blob] { return p.content->open(blob.digest); }));
+        auto body = http::file_body(file->get(), 0, blob.size, p.runtime.pool());
+        body.read = [file, read = std::move(body.read)](std::uint64_t offset, std::size_t max) { return read(offset, max); };
+        co_return body;
+    };
+    co_await p.registry->push_blob(ref, blob, open, options);
+    line->done();
+}
+
+}  // namespace
+
+async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+    for (const auto& name : names) {
+        const auto ref = oci::reference::parse(name).with_default_tag();
+        auto layers = progress.begin("pushing layers");
+        std::map<digest, oci::descriptor> blobs{{image.config.digest, image.config}};
+        for (const auto& l : image.layers)
+            if (!oci::is_nondistributable(l.media_type)) blobs.emplace(l.digest, l);
+        std::vector<async::task<void>> work;
+        for (const auto& [d, blob] : blobs) work.push_back(push_blob(p, ref, blob, progress));
+        co_await async::when_all(std::move(work));
+        layers.done();
+        auto manifest = progress.begin(cat("pushing manifest for ", ref.str(), "@", image.manifest.digest.str()));
+        co_await p.registry->push_manifest(ref, image.manifest.media_type, image.manifest_bytes);
+        manifest.done();
+    }
+}
+
+async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+    if (!process::find_program("docker")) throw error{errc::not_found, "--load needs the docker command line program, which is not in PATH"};
+    std::array<int, 2> ends{};
+    if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("making a pipe");
+    unique_fd reading{ends[0]};
+    unique_fd writing{ends[1]};
+    process::command c{.args = {"docker", "load"}};
+    c.in = process::stdio::given(reading.get());
+    c.err = process::stdio::pipe();
+    c.out = process::stdio::pipe();
+    auto child = co_await p.programs->spawn(std::move(c));
+    reading.reset();
+    auto said = std::make_shared<std::string>();
+    const auto collect = [said](std::span<const std::byte> data) -> async::task<void> {
+        if (said->size() < 65536) said->append(text_of(data));
+        co_return;
+    };
+    async::task_group group(co_await async::current_executor, true);
+    group.spawn(process::read_all(child.take_stdout(), [](std::span<const std::byte>) -> async::task<void> { co_return; }));
+    group.spawn(process::read_all(child.take_stderr(), collect));
+    std::exception_ptr failed;
+    try {
+        co_await exporter::write_archive(p.stores(), exporter::archive_kind::docker, image, names, {.fd = writing.get()}, progress);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    writing.reset();
+    if (failed) child.signal(15);
+    co_await async::no_cancel;
+    const auto status = co_await child.wait();
+    co_await group.join();
+    if (!status.ok()) throw error{errc::unavailable, cat("docker load failed (", status.str(), "): ", trim(*said))};
+    if (failed) std::rethrow_exception(failed);
+}
+
+std::vector<digest> children_of(const content::store& content, const digest& d) {
+    std::vector<digest> out;
+    // Only manifests and indexes point at anything, and they are small.
+    const auto size = content.find(d);
+    if (!size || *size > (std::uint64_t{4} << 20)) return out;
+    const auto text = content.read_all(d);
+    if (!text.starts_with('{')) return out;
+    const auto kind = oci::sniff_media_type(text);
+    if (oci::is_index(kind)) {
+        for (const auto& m : oci::parse_index(text).manifests) out.push_back(m.digest);
+    } else if (oci::is_manifest(kind)) {
+        const auto manifest = oci::parse_manifest(text);
+        out.push_back(manifest.config.digest);
+        for (const auto& l : manifest.layers) out.push_back(l.digest);
+    }
+    return out;
+}
+
+}  // namespace cobuild::build

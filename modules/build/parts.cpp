@@ -1,0 +1,221 @@
+module;
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.build;
+
+import cobuild.fs;
+import cobuild.http;
+import :parts;
+
+namespace cobuild::build {
+
+// ---------------------------------------------------------------- ledger
+
+async::task<void> ledger_of_kind::record(std::string text) {
+    auto entry = co_await directory_.pool().run([this, text] { return directory_.record(kind_, text); });
+    entries_.emplace(std::move(text), std::move(entry));
+}
+
+async::task<void> ledger_of_kind::forget(std::string text) {
+    auto at = entries_.extract(text);
+    if (at.empty()) co_return;
+    co_await directory_.pool().run([&at] { at.mapped().forget(); });
+}
+
+// ---------------------------------------------------------------- registry hosts
+
+registry::host_resolver resolver_of(const config::configuration& settings) {
+    return [settings](std::string_view domain) {
+        std::vector<registry::host_settings> out;
+        for (const auto& h : config::hosts_for(settings, domain)) {
+            registry::host_settings s;
+            s.host = h.host;
+            s.plain_http = h.scheme == config::transport::http || h.scheme == config::transport::https_then_http;
+            s.insecure = h.scheme == config::transport::https_unverified || h.scheme == config::transport::https_then_http;
+            s.try_https_first = h.scheme == config::transport::https_then_http;
+            s.ca = h.ca;
+            for (const auto& k : h.key_pairs) s.key_pairs.push_back({.cert = k.cert, .key = k.key});
+            s.tls_dirs = h.tls_config_dirs;
+            s.path_prefix = h.path_prefix;
+            s.mirror = h.mirror;
+            s.section = cat("[registry.\"", h.mirror ? std::string_view(h.host) : domain, "\"]");
+            out.push_back(std::move(s));
+        }
+        return out;
+    };
+}
+
+// ---------------------------------------------------------------- parts
+
+namespace {
+std::shared_ptr<snapshot::store> open_snapshots(const std::string& kind, std::shared_ptr<state::directory> directory) {
+    if (kind == "native") return snapshot::open_native(std::move(directory));
+    if (kind == "overlayfs") return snapshot::open_overlay(std::move(directory));
+    return snapshot::open_best(std::move(directory));
+}
+
+unsigned cores() { return std::max(1U, std::thread::hardware_concurrency()); }
+}  // namespace
+
+async::task<void> parts::open(std::string root) {
+    auto& pool = runtime.pool();
+    co_await pool.run([&] {
+        directory = state::directory::open(root, pool);
+        content = std::make_unique<content::store>(directory);
+        snapshots = open_snapshots(settings.oci.snapshotter, directory);
+    });
+    programs = std::make_unique<process::spawner>();
+    cni_ledger = std::make_unique<ledger_of_kind>(*directory, "cni");
+    cgroup_ledger = std::make_unique<ledger_of_kind>(*directory, "cgroup");
+    directory->on_undo("cni", [this](state::undo u) { return cni::replay(runtime, *programs, std::move(u.text)); });
+    directory->on_undo("cgroup", [this](state::undo u) { return executor::clean_cgroups(runtime.pool(), std::move(u.text)); });
+    co_await directory->recover();
+
+    registry::options r;
+    r.executor = runtime.get_executor();
+    r.pool = &pool;
+    r.hosts = resolver_of(settings);
+    r.who.credentials = registry::docker_credentials(pool, docker_config);
+    r.limits.transfers = static_cast<std::size_t>(settings.system.max_registry_concurrency);
+    registry = std::make_unique<registry::client>(std::move(r));
+    images = std::make_unique<source::images>(pool, *content, *snapshots, *registry);
+    auto storage = co_await pool.run([this] { return cache::make_database_storage(directory->open_database("cache.db").database); });
+    cache = co_await cache::index::open(pool, std::move(storage));
+    solver = std::make_unique<solver::solver>(runtime.get_executor(), cache, ops::make_result_store(*snapshots),
+                                              solver::solver_options{.max_parallelism = static_cast<std::size_t>(settings.oci.max_parallelism)});
+    const auto& allowed = settings.insecure_entitlements;
+    environment = std::make_unique<ops::environment>(ops::environment{
+        .pool = pool,
+        .directory = *directory,
+        .snapshots = *snapshots,
+        .cache = *cache,
+        .images = *images,
+        .runner = [this]() -> executor::runner& { return get_runner(); },
+        .network = [this](ops::network_kind kind) { return get_network(kind); },
+        .steps =
+            [this] {
+                const executor::dns dns{settings.dns.nameservers, settings.dns.search_domains, settings.dns.options};
+                return ops::step_defaults{.resolv_conf = executor::resolv_conf_text(executor::host_resolv_conf(false), dns, false),
+                                          .host_resolv_conf = executor::resolv_conf_text(executor::host_resolv_conf(true), dns, true)};
+            },
+        // A local user is root already and needs no entitlement of a daemon's configuration.
+        .host_network_allowed = true,
+    });
+    (void)allowed;
+}
+
+executor::runner& parts::get_runner() {
+    if (!runner) {
+        executor::options o;
+        o.binary = settings.oci.binary;
+        (void)directory->subdir("steps");
+        o.work_dir = directory->root() + "/steps";
+        o.owner = directory->owner();
+        o.ledger = cgroup_ledger.get();
+        runner = executor::open_oci_runner(runtime, *programs, std::move(o));
+    }
+    return *runner;
+}
+
+async::task<cni::provider*> parts::get_network(ops::network_kind kind) {
+    co_await opening_network.run(static_cast<int>(kind), [this, kind]() -> async::task<int> {
+        if (networks.contains(kind)) co_return 0;
+        if (kind == ops::network_kind::host) networks[kind] = cni::make_host_provider();
+        else if (kind == ops::network_kind::none) networks[kind] = cni::make_none_provider(runtime);
+        else {
+            cni::options o;
+            switch (settings.oci.network) {
+                case config::network_mode::cni: o.mode = cni::mode::cni; break;
+                case config::network_mode::host: o.mode = cni::mode::host; break;
+                case config::network_mode::none: o.mode = cni::mode::none; break;
+                case config::network_mode::bridge: throw error{errc::unsupported, "networkMode = \"bridge\" is not supported yet; use cni with a bridge plugin"};
+                case config::network_mode::automatic: break;
+            }
+            if (settings.oci.cni_config_named || o.mode == cni::mode::cni) o.config_path = settings.oci.cni_config_path;
+            o.binary_dir = settings.oci.cni_binary_path;
+            o.pool_size = static_cast<std::size_t>(settings.oci.cni_pool_size);
+            (void)directory->subdir("net");
+            o.lock_file = directory->root() + "/net/lock";
+            o.ledger = cni_ledger.get();
+            networks[kind] = co_await cni::make_provider(runtime, *programs, std::move(o));
+        }
+        co_return 0;
+    });
+    co_return networks.at(kind).get();
+}
+
+exporter::stores parts::stores() { return {runtime.pool(), *content, *snapshots, cores()}; }
+
+async::task<void> parts::close() {
+    if (solver) co_await solver->close();
+    for (auto& [kind, n] : networks) co_await n->close();
+    networks.clear();
+    if (runner) co_await runner->close();
+    if (cache) co_await cache->close();
+    if (registry) co_await registry->close();
+    if (snapshots) co_await runtime.pool().run([this] { snapshots->flush(); });
+    environment.reset();
+    solver.reset();
+    images.reset();
+    registry.reset();
+    cache.reset();
+    runner.reset();
+    if (directory) co_await runtime.pool().run([this] {
+        snapshots.reset();
+        content.reset();
+    });
+    programs.reset();
+    cni_ledger.reset();
+    cgroup_ledger.reset();
+    directory.reset();
+}
+
+// ---------------------------------------------------------------- gateway
+
+async::task<gateway::image_config> build_gateway::resolve_image_config(gateway::resolve_request request) {
+    progress::writer shown(sink_, {.id = progress::internal_id("metadata", request.reference), .name = request.log_name});
+    shown.started();
+    std::exception_ptr failed;
+    gateway::image_config out;
+    try {
+        const auto& p = request.platform;
+        const auto image = co_await parts_.images->resolve(oci::reference::parse(request.reference),
+                                                           oci::normalize({p.os, p.architecture, p.variant, p.os_version, p.os_features}), how_, shown);
+        out.reference = request.reference;
+        out.manifest = image.target.digest;
+        out.config = image.config;
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (failed) {
+        shown.failed(describe(failed));
+        std::rethrow_exception(failed);
+    }
+    shown.completed();
+    co_return out;
+}
+
+async::task<std::optional<std::string>> build_gateway::read_context_file(std::string context, std::string path) {
+    const auto directory = session_->directory(context);
+    if (!directory) co_return std::nullopt;
+    co_return co_await parts_.runtime.pool().run([&]() -> std::optional<std::string> {
+        const fs::root root(directory->string());
+        const auto info = root.stat(path, fs::links::follow);
+        if (!info || !info->is_file()) return std::nullopt;
+        return root.read_file(path, std::size_t{16} << 20);
+    });
+}
+
+}  // namespace cobuild::build

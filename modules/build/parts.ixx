@@ -1,0 +1,105 @@
+/// Internal to cobuild.build: the engine's parts, and what its bodies share.
+module;
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.build:parts;
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.cache;
+import cobuild.cni;
+import cobuild.config;
+import cobuild.content;
+import cobuild.executor;
+import cobuild.exporter;
+import cobuild.gateway;
+import cobuild.oci;
+import cobuild.ops;
+import cobuild.process;
+import cobuild.progress;
+import cobuild.registry;
+import cobuild.session;
+import cobuild.snapshot;
+import cobuild.solver;
+import cobuild.source;
+import cobuild.state;
+
+namespace cobuild::build {
+
+/// Notes deeds in the state directory's ledger under one kind, by text, as cni and executor want it.
+class ledger_of_kind final : public cni::ledger, public executor::ledger {
+public:
+    ledger_of_kind(state::directory& directory, std::string kind) : directory_(directory), kind_(std::move(kind)) {}
+    async::task<void> record(std::string text) override;
+    async::task<void> forget(std::string text) override;
+
+private:
+    state::directory& directory_;
+    std::string kind_;
+    std::multimap<std::string, state::ledger_entry> entries_;
+};
+
+/// Everything an engine owns, in the order it is made. Members made on demand are empty until then.
+struct parts {
+    config::configuration settings;
+    std::string docker_config;
+    async::runtime runtime;
+    std::shared_ptr<state::directory> directory;
+    std::unique_ptr<content::store> content;
+    std::shared_ptr<snapshot::store> snapshots;
+    std::unique_ptr<process::spawner> programs;
+    std::unique_ptr<registry::client> registry;
+    std::unique_ptr<source::images> images;
+    std::shared_ptr<cache::index> cache;
+    std::unique_ptr<solver::solver> solver;
+    std::unique_ptr<ledger_of_kind> cni_ledger, cgroup_ledger;
+    std::unique_ptr<executor::runner> runner;
+    std::map<ops::network_kind, std::unique_ptr<cni::provider>> networks;
+    async::single_flight<int, int> opening_network;
+    std::unique_ptr<ops::environment> environment;
+
+    explicit parts(config::configuration c) : settings(std::move(c)) {}
+    async::task<void> open(std::string root);
+    async::task<void> close();
+    executor::runner& get_runner();
+    async::task<cni::provider*> get_network(ops::network_kind kind);
+    exporter::stores stores();
+};
+
+registry::host_resolver resolver_of(const config::configuration& settings);
+
+/// What the frontend asks of the engine during one build.
+class build_gateway final : public gateway::frontend_gateway {
+public:
+    build_gateway(parts& p, std::shared_ptr<session::session> s, std::shared_ptr<progress::sink> sink, source::freshness how)
+        : parts_(p), session_(std::move(s)), sink_(std::move(sink)), how_(how) {}
+    async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
+    async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
+
+private:
+    parts& parts_;
+    std::shared_ptr<session::session> session_;
+    std::shared_ptr<progress::sink> sink_;
+    source::freshness how_;
+};
+
+/// The keys of `containerimage.descriptor` and the like that an exported image adds to the response.
+void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);
+/// Keeps an image under its names, with the chain it was made of.
+async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain chain, std::vector<std::string> names);
+async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
+/// Pipes a docker archive into `docker load`.
+async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
+
+/// Descriptors below a manifest or index of the content store; nothing for other blobs.
+std::vector<digest> children_of(const content::store& content, const digest& d);
+
+}  // namespace cobuild::build

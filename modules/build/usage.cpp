@@ -1,0 +1,141 @@
+module;
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.build;
+
+import cobuild.fs;
+import :parts;
+
+namespace cobuild::build {
+
+namespace {
+
+/// Layers that images built here are made of, as their label tells.
+std::set<std::string> layers_of_images(const content::store& content) {
+    std::set<std::string> out;
+    for (const auto& i : content.list_images()) {
+        const auto at = i.labels.find(std::string(source::chain_label));
+        if (at == i.labels.end()) continue;
+        for (const auto id : split(at->second, ',')) out.emplace(id);
+    }
+    return out;
+}
+
+usage_info to_info(const snapshot::usage& u, const std::set<std::string>& of_images) {
+    usage_info out;
+    out.id = cat(u.id.value);
+    out.kind = u.kind;
+    out.description = u.description;
+    out.size = u.size;
+    out.in_use = u.in_use;
+    out.shared = of_images.contains(out.id);
+    out.mutable_ = u.changeable;
+    out.created = u.created;
+    out.last_used = u.last_used.value_or(u.created);
+    out.usage_count = u.use_count;
+    for (const auto& p : u.parents) out.parents.push_back(cat(p.value));
+    return out;
+}
+
+/// One filter of containerd's language as far as records have fields: "type==regular", "id~=...", "inuse", "!shared".
+bool matches_one(const usage_info& u, std::string_view item) {
+    const bool negated = item.starts_with('!');
+    if (negated) item.remove_prefix(1);
+    const auto flag = [&](std::string_view name) -> std::optional<bool> {
+        if (name == "inuse") return u.in_use;
+        if (name == "mutable") return u.mutable_;
+        if (name == "immutable") return !u.mutable_;
+        if (name == "shared") return u.shared;
+        if (name == "private") return !u.shared;
+        return std::nullopt;
+    };
+    if (const auto f = flag(item)) return *f != negated;
+    const auto op = item.find_first_of("=!~");
+    if (op == std::string_view::npos) throw error{errc::invalid, cat("unknown filter ", quoted(item), " (id, description, type, inuse, mutable, immutable, shared, private)")};
+    const auto key = item.substr(0, op);
+    auto rest = item.substr(op);
+    const bool unequal = rest.starts_with("!=");
+    const bool contains = rest.starts_with("~=");
+    rest.remove_prefix(rest.starts_with("==") || unequal || contains ? 2 : 1);
+    std::string value;
+    if (key == "id") value = u.id;
+    else if (key == "type") value = u.kind;
+    else if (key == "description") value = u.description;
+    else if (const auto f = flag(key)) value = *f ? "true" : "false";
+    else throw error{errc::invalid, cat("unknown filter field ", quoted(key), " (id, description, type, inuse, mutable, immutable, shared, private)")};
+    const bool hit = contains ? value.find(rest) != std::string::npos : value == rest;
+    return (hit != unequal) != negated;
+}
+
+/// Filters of the list are alternatives; commas inside one mean "and".
+bool matches(const usage_info& u, const std::vector<std::string>& filters) {
+    if (filters.empty()) return true;
+    return std::any_of(filters.begin(), filters.end(), [&](const std::string& f) {
+        const auto items = split(f, ',');
+        return std::all_of(items.begin(), items.end(), [&](std::string_view item) { return matches_one(u, trim(item)); });
+    });
+}
+
+/// How much a pass may leave: BuildKit's rule (maxUsed, then what minFree demands, never below reserved); empty: no limit.
+std::optional<std::uint64_t> keep_bytes(const prune_options& o, std::uint64_t total, const fs::disk_usage& disk) {
+    std::optional<std::uint64_t> keep = o.max_used;
+    if (o.min_free && *o.min_free > disk.free) {
+        const auto excess = *o.min_free - disk.free;
+        const auto left = total > excess ? total - excess : 0;
+        keep = keep ? std::min(*keep, left) : left;
+    } else if (o.min_free && !keep) {
+        return total;
+    }
+    if (keep && o.reserved) keep = std::max(*keep, *o.reserved);
+    return keep;
+}
+
+}  // namespace
+
+async::task<std::vector<usage_info>> measure_usage(parts& p) {
+    const auto of_images = co_await p.runtime.pool().run([&p] { return layers_of_images(*p.content); });
+    std::vector<usage_info> out;
+    for (const auto& u : co_await p.snapshots->du()) out.push_back(to_info(u, of_images));
+    co_return out;
+}
+
+async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options) {
+    auto all = co_await measure_usage(p);
+    const auto disk = co_await p.runtime.pool().run([&p] { return fs::disk_space(p.directory->root()); });
+    const auto now = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+    std::uint64_t total = 0;
+    for (const auto& u : all)
+        if (!u.shared) total += u.size;
+    const auto keep = keep_bytes(options, total, disk);
+    // Least recently and least often used first.
+    std::sort(all.begin(), all.end(), [](const usage_info& a, const usage_info& b) { return std::pair(a.last_used, a.usage_count) < std::pair(b.last_used, b.usage_count); });
+    std::vector<usage_info> removed;
+    for (const auto& u : all) {
+        if (keep && total <= *keep) break;
+        if (u.in_use || !matches(u, options.filters)) continue;
+        if (!options.all && (u.shared || u.kind == "internal" || u.kind == "frontend")) continue;
+        if (options.keep_duration.count() > 0 && u.last_used + options.keep_duration > now) continue;
+        if (!co_await p.snapshots->remove(snapshot::layer_id{std::stoull(u.id)})) continue;
+        total -= std::min(total, u.size);
+        removed.push_back(u);
+    }
+    // Blobs that neither an image nor a layer that is still here needs.
+    const auto roots = co_await p.snapshots->all_blobs();
+    co_await p.content->collect(roots, [&p](const digest& d) { return children_of(*p.content, d); });
+    co_await p.directory->empty_trash();
+    co_return removed;
+}
+
+}  // namespace cobuild::build

@@ -1,0 +1,227 @@
+module;
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.exporter;
+
+import cobuild.json;
+import cobuild.fs;
+
+namespace cobuild::exporter {
+
+namespace {
+
+/// Writes to a descriptor of the caller's, or to a file that appears under its name when commit() is called.
+class output_file {
+public:
+    explicit output_file(const destination& to) : fd_(to.fd), path_(to.path) {
+        if (fd_ >= 0) return;
+        temporary_ = cat(path_, ".", random_id());
+        own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+        if (!own_) throw_errno(cat("creating ", path_));
+        fd_ = own_.get();
+    }
+    ~output_file() {
+        if (!temporary_.empty()) ::unlink(temporary_.c_str());
+    }
+    output_file(const output_file&) = delete;
+    output_file& operator=(const output_file&) = delete;
+    [[nodiscard]] int fd() const { return fd_; }
+    void commit() {
+        if (temporary_.empty()) return;
+        if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno(cat("writing ", path_));
+        temporary_.clear();
+    }
+
+private:
+    int fd_;
+    std::string path_, temporary_;
+    unique_fd own_;
+};
+
+archive::byte_sink buffered(int fd, std::shared_ptr<std::vector<std::byte>> buffer) {
+    return [fd, buffer](std::span<const std::byte> data) {
+        constexpr std::size_t limit = std::size_t{1} << 20;
+        if (buffer->size() + data.size() > limit) {
+            fs::write_all(fd, *buffer);
+            buffer->clear();
+        }
+        if (data.size() >= limit) fs::write_all(fd, data);
+        else buffer->insert(buffer->end(), data.begin(), data.end());
+    };
+}
+
+void add_text(archive::tar_writer& tar, const std::string& path, std::string_view text, std::uint32_t mode) {
+    tar.add({.type = archive::entry_type::file, .path = path, .mode = mode, .size = text.size()}, bytes_of(text));
+}
+
+void add_directory(archive::tar_writer& tar, const std::string& path) { tar.add({.type = archive::entry_type::directory, .path = path, .mode = 0755}); }
+
+void add_blob(archive::tar_writer& tar, const content::store& content, const digest& d, std::uint64_t size) {
+    tar.add({.type = archive::entry_type::file, .path = cat("blobs/sha256/", d.hex()), .mode = 0444, .size = size});
+    const auto file = content.open(d);
+    std::vector<std::byte> buffer(std::size_t{1} << 20);
+    std::uint64_t left = size;
+    while (left > 0) {
+        const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
+        if (n <= 0) throw error{errc::corrupt, cat("the blob ", d.str(), " in the content store is shorter than its record says")};
+        tar.write({buffer.data(), static_cast<std::size_t>(n)});
+        left -= static_cast<std::uint64_t>(n);
+    }
+}
+
+std::string index_json(const image& what, const std::vector<std::string>& names) {
+    oci::index index;
+    index.media_type = std::string(oci::media::oci_index);
+    auto entry = what.manifest;
+    if (names.empty()) index.manifests.push_back(entry);
+    for (const auto& name : names) {
+        entry.annotations["io.containerd.image.name"] = name;
+        entry.annotations["org.opencontainers.image.ref.name"] = oci::reference::parse(name).tag();
+        index.manifests.push_back(entry);
+    }
+    return oci::encode(index);
+}
+
+std::string docker_manifest_json(const image& what, const std::vector<std::string>& names) {
+    json::object o;
+    o.set("Config", json::value(cat("blobs/sha256/", what.config.digest.hex())));
+    json::array tags, layers;
+    for (const auto& name : names) tags.emplace_back(oci::reference::parse(name).familiar());
+    for (const auto& l : what.layers) layers.emplace_back(cat("blobs/sha256/", l.digest.hex()));
+    o.set("RepoTags", names.empty() ? json::value() : json::value(std::move(tags)));
+    o.set("Layers", json::value(std::move(layers)));
+    return json::serialize(json::value(json::array{json::value(std::move(o))}));
+}
+
+void write_archive_file(const content::store& content, archive_kind kind, const image& what, const std::vector<std::string>& names, const destination& to) {
+    output_file out(to);
+    auto buffer = std::make_shared<std::vector<std::byte>>();
+    archive::tar_writer tar(buffered(out.fd(), buffer));
+    std::map<digest, std::uint64_t> blobs;  // by digest, so in the order of their names
+    for (const auto* d : {&what.manifest, &what.config}) blobs[d->digest] = d->size;
+    for (const auto& l : what.layers) blobs[l.digest] = l.size;
+    add_directory(tar, "blobs/");
+    add_directory(tar, "blobs/sha256/");
+    for (const auto& [d, size] : blobs) add_blob(tar, content, d, size);
+    add_text(tar, "index.json", index_json(what, names), 0644);
+    if (kind == archive_kind::docker) add_text(tar, "manifest.json", docker_manifest_json(what, names), 0644);
+    add_text(tar, "oci-layout", R"({"imageLayoutVersion":"1.0.0"})", 0444);
+    tar.finish();
+    fs::write_all(out.fd(), *buffer);
+    out.commit();
+}
+
+/// Writes every file below `root` in path order; the second name of an inode is a hard link to the first.
+void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int64_t>& epoch) {
+    std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> seen;
+    std::vector<std::byte> buffer(std::size_t{1} << 20);
+    fs::walk(root, [&](const fs::walk_entry& e) {
+        const std::string name(e.name);
+        if (e.info.is_socket()) return fs::walk_step::go_on;
+        archive::tar_entry t;
+        t.path = std::string(e.path) + (e.info.is_dir() ? "/" : "");
+        t.mode = e.info.permissions();
+        t.uid = e.info.uid;
+        t.gid = e.info.gid;
+        t.mtime = e.info.mtime;
+        if (epoch) t.mtime = {*epoch, 0};
+        for (const auto& key : fs::list_xattrs(e.dir_fd, name))
+            if (!key.starts_with("trusted.overlay.") && key != "security.selinux")
+                if (auto value = fs::get_xattr(e.dir_fd, name, key)) t.xattrs.emplace_back(key, std::move(*value));
+        if (!e.info.is_dir() && e.info.nlink > 1) {
+            const auto [at, fresh] = seen.try_emplace({e.info.device, e.info.inode}, e.path);
+            if (!fresh) {
+                t.type = archive::entry_type::hard_link;
+                t.link = at->second;
+                tar.add(t);
+                return fs::walk_step::go_on;
+            }
+        }
+        switch (e.info.mode & S_IFMT) {
+            case S_IFDIR: t.type = archive::entry_type::directory; break;
+            case S_IFLNK:
+                t.type = archive::entry_type::symlink;
+                t.link = fs::read_link_at(e.dir_fd, name);
+                break;
+            case S_IFIFO: t.type = archive::entry_type::fifo; break;
+            case S_IFCHR:
+            case S_IFBLK:
+                t.type = (e.info.mode & S_IFMT) == S_IFCHR ? archive::entry_type::char_device : archive::entry_type::block_device;
+                t.dev_major = e.info.rdev_major;
+                t.dev_minor = e.info.rdev_minor;
+                break;
+            default: t.size = e.info.size;
+        }
+        tar.add(t);
+        if (e.info.is_file()) {
+            const unique_fd file{::openat(e.dir_fd, name.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+            if (!file) throw_errno(cat("reading ", e.path));
+            for (std::uint64_t left = t.size; left > 0;) {
+                const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
+                if (n <= 0) throw error{errc::io, cat("reading ", e.path, ": the file became shorter")};
+                tar.write({buffer.data(), static_cast<std::size_t>(n)});
+                left -= static_cast<std::uint64_t>(n);
+            }
+        }
+        return fs::walk_step::go_on;
+    });
+}
+
+}  // namespace
+
+async::task<void> write_archive(stores s, archive_kind kind, image what, std::vector<std::string> names, destination to, progress::writer progress) {
+    auto sending = progress.begin("sending tarball");
+    co_await s.pool.run([&] { write_archive_file(s.content, kind, what, names, to); });
+    sending.done();
+}
+
+async::task<void> write_tar(stores s, input in, destination to, progress::writer progress) {
+    auto sending = progress.begin("sending tarball");
+    const auto root = co_await s.snapshots.view(in.root);
+    co_await s.pool.run([&] {
+        output_file out(to);
+        auto buffer = std::make_shared<std::vector<std::byte>>();
+        archive::tar_writer tar(buffered(out.fd(), buffer));
+        write_tree(root.fd(), tar, in.epoch);
+        tar.finish();
+        fs::write_all(out.fd(), *buffer);
+        out.commit();
+    });
+    sending.done();
+}
+
+async::task<void> write_directory(stores s, input in, std::string directory, progress::writer progress) {
+    auto copying = progress.begin("copying files");
+    const auto root = co_await s.snapshots.view(in.root);
+    co_await s.pool.run([&] {
+        if (::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) throw_errno(cat("creating ", directory));
+        const unique_fd target{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+        if (!target) throw_errno(cat("opening ", directory));
+        fs::copy_options options;
+        options.who = fs::owner{::geteuid(), ::getegid()};
+        options.xattr = [](std::string_view key) { return key.starts_with("user.") && !key.starts_with("user.overlay."); };
+        if (in.epoch) options.mtime = fs::file_time{*in.epoch, 0};
+        fs::copy_tree(root.fd(), "", target.get(), "", options);
+    });
+    copying.done();
+}
+
+}  // namespace cobuild::exporter

@@ -1,0 +1,44 @@
+/// cobuild.ops: the ops of a build graph bound to what carries them out: sources, snapshots, steps, files.
+///
+/// make_graph() turns a definition into the solver's graph. Results are chains of layers (or, for a local source, the
+/// client's directory read in place). A local COPY is keyed by the bytes that landed in its layer: they are hashed while
+/// copied; when every file is remembered by its stat the key is known without reading any.
+///
+/// Cache keys follow BuildKit's rules (see docs/architecture.md, "Cache"): for a step, hosts' addresses, proxies, and ids of cache
+/// mounts do not count; for a file op, paths of sources count by what they select.
+///
+/// Thread safety: everything on the engine's io thread. Errors: errc::unsupported names ops and sources not built yet;
+/// errc::step_failed has the exit code; errors of file actions name the path.
+/// Not its job: order, caching, parallelism (solver); where images come from (source); how steps run (executor).
+module;
+#include <memory>
+#include <optional>
+
+#include <boost/asio/awaitable.hpp>
+
+export module cobuild.ops;
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.snapshot;
+import cobuild.solver;
+import cobuild.llb;
+export import :environment;
+
+export namespace cobuild::ops {
+
+struct graph {
+    solver::graph vertices;
+    std::optional<solver::edge> result;  ///< empty: an empty root
+};
+
+/// Throws errc::unsupported for an op or source that is not built yet, naming it.
+graph make_graph(const llb::loaded& definition, environment& env, build_scope scope);
+
+/// A vertex' result as a chain; a client's directory that is the result itself is copied into a layer.
+async::task<std::shared_ptr<chain_value>> as_chain_value(environment& env, solver::result value);
+
+/// Chains by their layer ids. A record whose layer is gone is not loaded.
+std::shared_ptr<solver::result_store> make_result_store(snapshot::store& snapshots);
+
+}  // namespace cobuild::ops

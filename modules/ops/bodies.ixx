@@ -1,0 +1,74 @@
+/// Internal to cobuild.ops: the ops by kind, and the result of a local source.
+module;
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.ops:bodies;
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.fs;
+import cobuild.llb;
+import cobuild.snapshot;
+import cobuild.solver;
+import cobuild.cache;
+import :environment;
+
+namespace cobuild::ops {
+
+/// A client's directory, read in place: never the input of a step as it is.
+struct local_value final : solver::value {
+    std::string name;
+    fs::root root;
+    fs::ignore_patterns excluded;
+    /// Patterns that say what counts at all; empty: everything.
+    std::vector<std::string> included;
+    explicit local_value(fs::root r) : root(std::move(r)) {}
+};
+
+std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope);
+std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope);
+std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env);
+std::shared_ptr<solver::op> make_merge_op(const llb::op& what, environment& env);
+std::shared_ptr<solver::op> make_diff_op(const llb::op& what, environment& env);
+
+/// The chain of a value; copies a local directory's selected files into a layer first (a step must never see the live
+/// directory). `select` is a path inside it.
+async::task<std::shared_ptr<chain_value>> as_chain(environment& env, solver::result value, std::string select);
+/// A chain with its pins. Throws errc::not_found when a layer was removed meanwhile.
+async::task<std::shared_ptr<chain_value>> hold_chain(environment& env, snapshot::chain c);
+std::shared_ptr<chain_value> with_layer(const chain_value& below, snapshot::layer top);
+
+/// The op without what its inputs are: what counts of it in a cache key.
+digest key_of(std::string_view kind, const llb::op& without_inputs);
+
+/// Users and groups by name, from the tree's /etc/passwd and /etc/group.
+struct user_id {
+    std::uint32_t uid = 0;
+    std::uint32_t gid = 0;
+};
+std::uint32_t find_user(const fs::root& root, const std::string& name, std::uint32_t* primary_group);
+std::uint32_t find_group(const fs::root& root, const std::string& name);
+
+/// chmod(1)'s symbolic form ("u=rwX,go=rX") applied to a mode; throws errc::invalid.
+std::uint32_t apply_symbolic_mode(std::string_view text, std::uint32_t mode, bool directory);
+
+/// One copy action: from a tree (a chain's view or a live directory) into a mounted writable tree.
+struct copy_job {
+    const fs::root* from = nullptr;
+    const local_value* live = nullptr;  ///< set when `from` is a client's directory: its rules decide what is seen
+    const fs::root* to = nullptr;       ///< null: nothing is written, only the digest is made (from remembered stats)
+    llb::copy_action what;
+    std::optional<fs::owner> owner;
+};
+/// Copies and digests what landed (live sources). With `to` null: the digest the copy would have, or empty when a file's
+/// bytes are not remembered by its stat.
+std::optional<digest> run_copy(const copy_job& job, cache::stat_memo* memo);
+
+}  // namespace cobuild::ops

@@ -1,0 +1,119 @@
+module;
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.ops;
+
+import cobuild.oci;
+import cobuild.json;
+import cobuild.progress;
+import :bodies;
+
+namespace cobuild::ops {
+
+namespace {
+
+constexpr std::string_view image_scheme = "docker-image://", local_scheme = "local://";
+
+/// An image of a registry, or one built here. Its key is the manifest's digest, and the chain of its layers besides: the
+/// same layers under another manifest give the same root.
+class image_op final : public solver::op {
+public:
+    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how)
+        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how) {}
+
+    async::task<solver::cache_info> describe(solver::context ctx) override {
+        const auto& image = co_await resolved(ctx);
+        solver::cache_info out;
+        out.op_digest = digest::of(cat("image\n", image.manifest.digest.str(), "\n", oci::format(platform_)));
+        if (const auto chains = oci::chain_ids(image.diff_ids); !chains.empty()) out.also.push_back(digest::of(cat("chain\n", chains.back().str())));
+        out.pinned = true;
+        co_return out;
+    }
+
+    async::task<solver::run_result> run(std::vector<solver::result>, solver::context ctx) override {
+        auto pulled = co_await env_.images.pull(co_await resolved(ctx), ctx.progress);
+        auto value = std::make_shared<chain_value>();
+        value->chain = std::move(pulled.chain);
+        value->keep = std::move(pulled.keep);
+        co_return solver::run_result{.outputs = {std::move(value)}};
+    }
+
+    // Pulls have the registry's own limit; counting them here would let them starve steps.
+    [[nodiscard]] bool counted() const noexcept override { return false; }
+    [[nodiscard]] bool describe_is_work() const noexcept override { return !ref_.digest(); }
+
+private:
+    async::task<source::resolved_image> resolved(solver::context ctx) {
+        if (!resolved_) resolved_ = co_await flight_.run(0, [this, ctx] { return env_.images.resolve(ref_, platform_, how_, ctx.progress); });
+        co_return *resolved_;
+    }
+
+    environment& env_;
+    oci::reference ref_;
+    oci::platform platform_;
+    source::freshness how_;
+    async::single_flight<int, source::resolved_image> flight_;
+    std::optional<source::resolved_image> resolved_;
+};
+
+std::vector<std::string> list_attribute(const llb::source_op& source, const std::string& key) {
+    const auto at = source.attrs.find(key);
+    if (at == source.attrs.end() || at->second.empty()) return {};
+    return json::parse(at->second).as_strings();
+}
+
+/// A client's directory. Nothing is read here: what a COPY or mount wants of it is read when it is wanted.
+class local_op final : public solver::op {
+public:
+    local_op(const build_scope& scope, std::string name, const llb::source_op& source)
+        : session_(scope.session), key_(digest::of(cat("local\n", scope.id, "\n", name))), name_(std::move(name)),
+          excluded_(list_attribute(source, "local.excludepatterns")), included_(list_attribute(source, "local.includepattern")) {}
+
+    async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
+
+    async::task<solver::run_result> run(std::vector<solver::result>, solver::context) override {
+        const auto directory = session_ ? session_->directory(name_) : std::nullopt;
+        if (!directory) throw error{errc::not_found, cat("the client offers no directory named ", quoted(name_))};
+        auto value = std::make_shared<local_value>(fs::root(directory->string()));
+        value->name = name_;
+        value->excluded = fs::ignore_patterns(excluded_);
+        value->included = included_;
+        co_return solver::run_result{.outputs = {std::move(value)}};
+    }
+
+    [[nodiscard]] bool counted() const noexcept override { return false; }
+
+private:
+    std::shared_ptr<session::session> session_;
+    digest key_;
+    std::string name_;
+    std::vector<std::string> excluded_, included_;
+};
+
+}  // namespace
+
+std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope) {
+    const auto& source = std::get<llb::source_op>(what.what);
+    const std::string_view id = source.identifier;
+    if (id.starts_with(image_scheme)) {
+        oci::platform platform = oci::host_platform();
+        if (what.platform)
+            platform = oci::normalize({what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
+        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform,
+                                          scope.always_pull ? source::freshness::always : source::freshness::missing);
+    }
+    if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
+    const auto colon = id.find("://");
+    throw error{errc::unsupported, cat("the source ", quoted(id), " is not supported yet (", id.substr(0, colon), ":// sources are not built)")};
+}
+
+}  // namespace cobuild::ops

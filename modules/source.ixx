@@ -1,0 +1,80 @@
+/// cobuild.source: where root file systems come from: images of a registry or built here, as chains of layers.
+///
+/// resolve() finds out what a reference means: an image built here, else the registry's answer to one HEAD a build;
+/// manifests and configs come from the content store where it has them. pull() brings the layers: each is fetched, hashed,
+/// stored, inflated and unpacked in one pass, several at once, those already unpacked not at all. A layer wanted by several
+/// builds is brought once.
+///
+/// Every digest and size is verified before anything is kept; a layer that is not what its digest says is not stored, and
+/// the error names blob, host and both digests. Progress: a line per layer, in bytes.
+///
+/// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), git and http (not built yet).
+module;
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+export module cobuild.source;
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.state;
+import cobuild.content;
+import cobuild.snapshot;
+import cobuild.oci;
+import cobuild.registry;
+import cobuild.progress;
+
+export namespace cobuild::source {
+
+/// Which images may be asked for over the network.
+enum class freshness {
+    missing,  ///< an image built here is taken as it is; other tags are asked by one HEAD
+    always,   ///< the registry is asked, also for names of images built here
+    never,    ///< only what is here: images built here and digests in the content store
+};
+
+/// What a reference means on one platform.
+struct resolved_image {
+    oci::reference reference;             ///< normalised, tag or digest
+    oci::descriptor target;               ///< what the reference names: an index or manifest
+    oci::descriptor manifest;             ///< of the platform
+    oci::manifest parsed;
+    std::string config;                   ///< the image config's bytes
+    std::vector<digest> diff_ids;
+    oci::platform platform;
+    bool local = false;                   ///< built here
+    std::optional<snapshot::chain> chain; ///< its layers, when they are known to be unpacked
+    state::pin keep;                      ///< manifest and config stay in the content store
+};
+
+struct pulled_image {
+    snapshot::chain chain;
+    state::pin keep;
+};
+
+/// The label of a named image (content::image) that holds its chain of layers; an image without one is unpacked again.
+inline constexpr std::string_view chain_label = "cobuild.chain";
+std::string chain_text(const snapshot::chain& c);
+
+class images {
+public:
+    images(async::blocking_pool& pool, content::store& content, snapshot::store& snapshots, registry::client& registry);
+    ~images();
+    images(const images&) = delete;
+    images& operator=(const images&) = delete;
+
+    async::task<resolved_image> resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress);
+    async::task<pulled_image> pull(resolved_image image, progress::writer progress);
+
+private:
+    struct state;
+    std::shared_ptr<state> state_;
+};
+
+}  // namespace cobuild::source
