@@ -26,55 +26,12 @@ export namespace cobuild::config {
 
 // ---------------------------------------------------------------- reading
 
-enum class severity { warning, error };
-
-/// One finding. `where` is empty for a finding about the command line. The message begins with the key or flag.
-struct diagnostic {
-    severity level = severity::error;
-    errc kind = errc::invalid;
-    std::string message;
-    std::optional<source_location> where;
-    bool operator==(const diagnostic&) const = default;
-};
-
 /// "FILE:LINE: error: message", as `cobuild config check` prints it.
 std::string to_string(const diagnostic& finding);
 
 struct loaded {
     configuration config;
     std::vector<diagnostic> warnings;
-};
-
-struct worker_overrides {
-    std::optional<std::string> enabled;                  ///< "true", "false" or "auto"
-    std::optional<std::vector<std::string>> labels;      ///< "k=v"; replace the file's
-    std::optional<std::vector<std::string>> platforms;
-    std::optional<std::string> snapshotter;
-    std::optional<bool> rootless, gc;
-    std::optional<std::string> gc_keep_storage;          ///< "Reserved[,Free[,Max]]" in units of 10^6 bytes
-    std::optional<std::string> network;                  ///< auto, cni, host, none or bridge
-    std::optional<std::string> cni_config_path, cni_binary_dir;
-    std::optional<std::int64_t> cni_pool_size;
-    std::optional<std::string> apparmor_profile;
-    std::optional<bool> selinux;
-    std::optional<std::int64_t> max_parallelism;
-    // --oci-worker-*
-    std::optional<bool> no_process_sandbox;
-    std::optional<std::string> binary, proxy_snapshotter_path;
-    // --containerd-worker-*
-    std::optional<std::string> address, containerd_namespace, runtime;
-};
-
-/// The flags of buildkitd that were given explicitly; lists replace the file's.
-struct overrides {
-    std::optional<bool> debug, trace, proxy_network, rootless;
-    std::optional<std::string> root, log_format, log_level;
-    std::optional<std::vector<std::string>> allow_insecure_entitlement;
-    std::optional<std::vector<std::string>> addr;
-    std::optional<std::string> group, debugaddr, tlscert, tlskey, tlscacert, otel_socket_path;
-    std::optional<bool> cdi_disabled;
-    std::optional<std::vector<std::string>> cdi_spec_dir;
-    worker_overrides oci, containerd;
 };
 
 /// The configuration that `text` and the flags give. Throws the first mistake; `filename` is for messages only.
