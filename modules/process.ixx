@@ -181,6 +181,7 @@ public:
     async::task<output> capture(command c, capture_options options = {});
 
 private:
+    friend class child;
     struct state;
     std::shared_ptr<state> state_;
 };
