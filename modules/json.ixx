@@ -31,7 +31,12 @@ using array = std::vector<value>;
 /// Members in the order they were added. Look-up is linear: for documents, not for tables.
 class object {
 public:
-    object() = default;
+    object() noexcept;
+    object(const object&);
+    object(object&&) noexcept;
+    object& operator=(const object&);
+    object& operator=(object&&) noexcept;
+    ~object();
     object(std::initializer_list<member> members);
     [[nodiscard]] const value* find(std::string_view key) const noexcept;
     [[nodiscard]] value* find(std::string_view key) noexcept;
