@@ -5,6 +5,7 @@ module;
 #include <memory>
 #include <optional>
 #include <sstream>
+#include <stdexcept>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -12,6 +13,10 @@ module;
 #include <variant>
 #include <vector>
 
+// toml++ states with assertions what hostile input breaks ("[=" at a line's start): in a debug build it would end the
+// process, in a release build read on in a wrong state. Here it is a failure like any other.
+#define TOML_ASSERT(expr) (static_cast<bool>(expr) ? void() : throw std::logic_error("toml"))
+#define TOML_ASSERT_ASSUME(expr) TOML_ASSERT(expr)
 #include <toml++/toml.h>
 
 module cobuild.config;
@@ -225,12 +230,44 @@ void reading::report(severity level, errc kind, std::string message, std::option
     findings.push_back({level, kind, std::move(message), std::move(where)});
 }
 
+namespace {
+
+bool breaks(std::string_view text) {
+    try {
+        (void)toml::parse(text);
+    } catch (const std::logic_error&) {
+        return true;
+    } catch (const toml::parse_error&) {
+    }
+    return false;
+}
+
+/// The line at which the parser gives up without saying where: the first that breaks it when the text ends there.
+unsigned breaking_line(std::string_view text) {
+    std::vector<std::size_t> ends;
+    for (std::size_t at = 0; at < text.size(); ++at)
+        if (text[at] == '\n') ends.push_back(at + 1);
+    ends.push_back(text.size());
+    std::size_t low = 0;
+    std::size_t high = ends.size() - 1;
+    while (low < high) {
+        const auto middle = low + (high - low) / 2;
+        if (breaks(text.substr(0, ends[middle]))) high = middle;
+        else low = middle + 1;
+    }
+    return static_cast<unsigned>(low + 1);
+}
+
+}  // namespace
+
 void read_toml(reading& r, std::string_view text) {
     try {
         const toml::table t = toml::parse(text, r.file);
         reader(r).table(t, "", schema(r.config));
     } catch (const toml::parse_error& e) {
         r.report(severity::error, errc::invalid, cat("not TOML: ", e.description()), e.source().begin.line);
+    } catch (const std::logic_error&) {
+        r.report(severity::error, errc::invalid, "not TOML: this line cannot be read", breaking_line(text));
     }
 }
 

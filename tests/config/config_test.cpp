@@ -267,6 +267,8 @@ BOOST_AUTO_TEST_CASE(broken_toml_has_a_line) {
     BOOST_TEST((e.kind() == errc::invalid));
     BOOST_TEST(contains(e.what(), "not TOML"));
     BOOST_TEST(e.where()->line == 2U);
+    const auto odd = failure_of("root = \"/x\"\n\n[= 1\na = 1\n");  // an assertion of toml++ 3.3
+    BOOST_TEST((odd.kind() == errc::invalid && odd.where()->line == 3U));
     for (const auto* text : {"a = 1\na = 2", "\xff", "x = \"\\q\"", "[a]\n[a]"}) BOOST_TEST((failure_of(text).kind() == errc::invalid));
 }
 
