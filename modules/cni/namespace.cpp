@@ -1,0 +1,55 @@
+module;
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <thread>
+
+module cobuild.cni;
+
+import cobuild.base;
+
+namespace cobuild::cni {
+namespace {
+
+void loopback_up() {
+    const unique_fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    if (!socket) throw_errno("a socket for the step's loopback");
+    ifreq request{};
+    std::memcpy(request.ifr_name, "lo", 3);
+    request.ifr_flags = IFF_UP | IFF_RUNNING;
+    if (::ioctl(socket.get(), SIOCSIFFLAGS, &request) != 0) throw_errno("bringing up the step's loopback");
+}
+
+unique_fd make_here() {
+    if (::unshare(CLONE_NEWNET) != 0) throw_errno("a new network namespace");
+    unique_fd out(::open("/proc/thread-self/ns/net", O_RDONLY | O_CLOEXEC));
+    if (!out) throw_errno("opening the new network namespace");
+    loopback_up();
+    return out;
+}
+
+}  // namespace
+
+unique_fd new_network_namespace() {
+    unique_fd out;
+    std::exception_ptr failed;
+    // A thread of its own: it ends in the new namespace, so no thread of ours is ever in a wrong one.
+    std::thread([&] {
+        try {
+            out = make_here();
+        } catch (...) {
+            failed = std::current_exception();
+        }
+    }).join();
+    if (failed) std::rethrow_exception(failed);
+    return out;
+}
+
+}  // namespace cobuild::cni

@@ -1,0 +1,5 @@
+#include "support/support.hpp"
+import cobuild.base;
+import cobuild.async;
+import cobuild.process;
+import cobuild.cni;
