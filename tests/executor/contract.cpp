@@ -169,7 +169,7 @@ task<void> streams_and_exit_codes(bench& b) {
     auto s = b.sh("exit 3", root.get());
     s.valid_exit_codes = {3, 4};
     BOOST_TEST((co_await b.run(s)).end.accepted);
-    s = b.sh("sh -c 'kill -9 $$'", root.get());
+    s = b.sh("sh -c 'kill -9 $$'; exit $?", root.get());
     BOOST_TEST((co_await b.run(s)).end.code == 137);
     s = b.sh("head -c 3000000 /dev/zero", root.get());
     BOOST_TEST((co_await b.run(s)).out.size() == 3000000U);
