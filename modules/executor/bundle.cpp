@@ -67,12 +67,9 @@ unique_fd make_memory_fs() {
 
 /// A detached copy, or empty where the kernel cannot copy what is detached itself (before Linux 6.15).
 unique_fd try_clone(int fd) {
-    try {
-        return process::clone_mount(fd);
-    } catch (const error&) {
-        if (errno == EINVAL) return {};
-        throw;
-    }
+    unique_fd copy(::open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH | AT_RECURSIVE));
+    if (!copy && errno != EINVAL) throw_errno("open_tree");
+    return copy;
 }
 
 bool below(std::string_view path, std::string_view dir) { return dir == "/" || (path.starts_with(dir) && path.size() > dir.size() && path[dir.size()] == '/'); }

@@ -142,7 +142,7 @@ async::task<void> clean_cgroups(async::blocking_pool& pool, std::string text) {
     // Only what we named ourselves: .../cobuild/<owner>
     if (!text.starts_with(entry_word) || !path.starts_with('/') || parts.size() < 3 || parts[parts.size() - 2] != "cobuild" || parts.back().empty() ||
         std::find(parts.begin(), parts.end(), "..") != parts.end())
-        throw error{errc::corrupt, cat("not the name of a cgroup of ours: ", quoted(text))};
+        throw error{errc::corrupt, cat("not the name of a cgroup of ours: ", cobuild::quoted(text))};
     const bool clean = co_await pool.run([path] { return remove_cgroup(cgroup_hierarchies(), path); });
     if (!clean) throw error{errc::io, cat("cgroup ", path, " still has processes")};
 }

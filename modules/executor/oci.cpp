@@ -42,11 +42,11 @@ bool plain_name(std::string_view text) {
 
 void check(step& s) {
     if (s.security == security::insecure) throw error{errc::unsupported, "security mode \"insecure\" is not supported"};
-    if (!plain_name(s.id)) throw error{errc::invalid, cat("not a step's id: ", quoted(s.id))};
+    if (!plain_name(s.id)) throw error{errc::invalid, cat("not a step's id: ", cobuild::quoted(s.id))};
     if (s.args.empty() || s.args.front().empty()) throw error{errc::invalid, "the step has no command"};
     if (s.root < 0) throw error{errc::internal, "the step has no root file system"};
     if (s.cwd.empty()) s.cwd = "/";
-    if (!s.cwd.starts_with('/')) throw error{errc::invalid, cat("the step's working directory ", quoted(s.cwd), " is not absolute")};
+    if (!s.cwd.starts_with('/')) throw error{errc::invalid, cat("the step's working directory ", cobuild::quoted(s.cwd), " is not absolute")};
     if (s.hostname.empty()) s.hostname = "buildkitsandbox";
     for (const auto& text : s.env)
         if (text.find('\0') != std::string::npos) throw error{errc::invalid, "an environment variable of the step holds a NUL character"};
@@ -105,7 +105,7 @@ public:
     oci_runner(async::runtime& rt, process::spawner& programs, options o)
         : rt_(rt), programs_(programs), options_(std::move(o)), runtime_(find_runtime(options_.binary)), hierarchies_(cgroup_hierarchies()),
           unified_(host_cgroups() == cgroup_mode::unified) {
-        if (!plain_name(options_.owner)) throw error{errc::internal, cat("not an owner's id: ", quoted(options_.owner))};
+        if (!plain_name(options_.owner)) throw error{errc::internal, cat("not an owner's id: ", cobuild::quoted(options_.owner))};
         std::error_code ec;
         options_.work_dir = std::filesystem::canonical(options_.work_dir, ec).string();
         if (ec) throw error{errc::not_found, cat("the directory for running steps does not exist: ", ec.message())};
@@ -158,9 +158,9 @@ private:
         const auto& given = s.cgroup_parent;
         if (given.empty()) return cat("/cobuild/", options_.owner);
         if (given.find(".slice") != std::string::npos && given.ends_with(':'))
-            throw error{errc::unsupported, cat("cgroup parents of systemd (", quoted(given), ") are not supported; give a path such as /builds")};
+            throw error{errc::unsupported, cat("cgroup parents of systemd (", cobuild::quoted(given), ") are not supported; give a path such as /builds")};
         for (const auto part : split(given, '/'))
-            if (!part.empty() && !plain_name(part)) throw error{errc::invalid, cat("not a cgroup parent: ", quoted(given))};
+            if (!part.empty() && !plain_name(part)) throw error{errc::invalid, cat("not a cgroup parent: ", cobuild::quoted(given))};
         return cat(clean_path(given), "/cobuild/", options_.owner);
     }
 

@@ -1,4 +1,5 @@
 // What the bodies of cobuild.executor share. Includes nothing; stands after a body's imports so that it belongs to the module.
+// Member functions are defined in the bodies: in a module those in a class are not inline by themselves.
 #pragma once
 
 namespace cobuild::executor {
@@ -16,10 +17,10 @@ std::string clean_path(std::string_view path, std::string_view base = "/");
 /// directories around them, and removed after it.
 class mount_stubs {
 public:
-    mount_stubs(int root, bool recursive) : root_(root), recursive_(recursive) {}
+    mount_stubs(int root, bool recursive) noexcept;
     mount_stubs(mount_stubs&&) noexcept = default;
     mount_stubs& operator=(mount_stubs&&) noexcept = default;
-    ~mount_stubs() { remove(); }
+    ~mount_stubs();
     void make(const std::string& target, bool directory);
     /// Removes those that are still empty. Their parents get their times back, or keep those the step gave them.
     void remove() noexcept;

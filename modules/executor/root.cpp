@@ -86,6 +86,9 @@ void make_directories(int root, std::string_view path, unsigned uid, unsigned gi
     }
 }
 
+mount_stubs::mount_stubs(int root, bool recursive) noexcept : root_(root), recursive_(recursive) {}
+mount_stubs::~mount_stubs() { remove(); }
+
 void mount_stubs::make(const std::string& target, bool directory) {
     if (target == "/") return;
     auto [at, missing] = longest_existing(root_, target);

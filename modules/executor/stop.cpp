@@ -1,4 +1,5 @@
 module;
+#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -33,14 +34,15 @@ namespace {
 
 /// A process of a step, held by a pidfd, so that its number cannot come to mean another one.
 struct member {
-    unique_fd pidfd;
+    int pid = -1;
+    unique_fd pidfd{};
     bool first = false;    ///< of its PID namespace: ignores every signal it does not catch
     bool catches = false;  ///< SIGTERM
     void signal(int number) const { ::syscall(SYS_pidfd_send_signal, pidfd.get(), number, nullptr, 0U); }
 };
 
 std::optional<member> look_at(int pid) {
-    member out{.pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U)))};
+    member out{.pid = pid, .pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U)))};
     if (!out.pidfd) return std::nullopt;
     std::ifstream in(cat("/proc/", pid, "/status"));
     const std::string text{std::istreambuf_iterator<char>(in), {}};
@@ -57,45 +59,47 @@ std::optional<member> look_at(int pid) {
     return out;
 }
 
-/// Sends SIGTERM round. True when there is something to wait for.
-bool ask_to_end(const std::vector<int>& pids, bool& first_is_stopped) {
-    std::vector<member> members;
-    const member* first = nullptr;
-    for (const int pid : pids)
-        if (auto m = look_at(pid)) members.push_back(std::move(*m));
-    for (const auto& m : members)
-        if (m.first) first = &m;
-    first_is_stopped = first != nullptr && !first->catches;
-    if (members.empty() || (first_is_stopped && members.size() == 1)) return false;
-    if (first_is_stopped) first->signal(SIGSTOP);
-    for (const auto& m : members)
-        if (&m != first || !first_is_stopped) m.signal(SIGTERM);
-    return true;
-}
-
-async::task<void> until_one_is_left(async::blocking_pool& pool, std::vector<std::string> hierarchies, std::string cgroup) {
-    for (;;) {
-        const auto left = co_await pool.run([&] { return cgroup_processes(hierarchies, cgroup).size(); });
-        if (left <= 1) co_return;
-        co_await async::sleep_for(5ms);
+/// Sends SIGTERM round, once to each process.
+class request_to_end {
+public:
+    /// Also to those that were just being forked when it was last called. False when nobody is left to wait for.
+    bool send(const std::vector<int>& pids) {
+        std::vector<const member*> fresh;
+        for (const int pid : pids) {
+            if (std::any_of(asked_.begin(), asked_.end(), [&](const auto& m) { return m->pid == pid; })) continue;
+            if (auto m = look_at(pid)) {
+                asked_.push_back(std::make_unique<member>(std::move(*m)));
+                fresh.push_back(asked_.back().get());
+            }
+        }
+        for (const auto* m : fresh)
+            if (m->first && !m->catches) {
+                deaf_first_ = m->pid;
+                if (pids.size() > 1) m->signal(SIGSTOP);
+            }
+        for (const auto* m : fresh)
+            if (m->pid != deaf_first_) m->signal(SIGTERM);
+        return !pids.empty() && (pids.size() > 1 || pids.front() != deaf_first_);
     }
-}
 
-async::task<void> until_ended(process::child& runtime) { co_await runtime.wait(); }
+private:
+    std::vector<std::unique_ptr<member>> asked_;
+    int deaf_first_ = -1;
+};
+
+async::task<void> until_asked_and_gone(async::blocking_pool& pool, std::vector<std::string> hierarchies, std::string cgroup) {
+    request_to_end request;
+    while (co_await pool.run([&] { return request.send(cgroup_processes(hierarchies, cgroup)); })) co_await async::sleep_for(5ms);
+}
 
 }  // namespace
 
 async::task<void> stop_step(async::blocking_pool& pool, process::child& runtime, std::vector<std::string> hierarchies, std::string cgroup,
                             nanoseconds grace, async::cancel_token force) {
-    bool waits = false;
-    bool first_is_stopped = false;
-    if (!force.cancelled() && grace > 0ns)
-        waits = co_await pool.run([&] { return ask_to_end(cgroup_processes(hierarchies, cgroup), first_is_stopped); });
     std::exception_ptr too_late;
-    if (waits) {
+    if (!force.cancelled() && grace > 0ns) {
         try {
-            auto end = first_is_stopped ? until_one_is_left(pool, hierarchies, cgroup) : until_ended(runtime);
-            co_await async::linked(force, async::with_deadline(grace, "the step", std::move(end)));
+            co_await async::linked(force, async::with_deadline(grace, "the step", until_asked_and_gone(pool, hierarchies, cgroup)));
         } catch (...) {
             too_late = std::current_exception();
         }
