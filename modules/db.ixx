@@ -97,18 +97,15 @@ public:
 
 private:
     friend class database;
-    struct state;
-    explicit connection(std::unique_ptr<state> s) noexcept;
-    connection(connection&&) noexcept;
-    ~connection();
+    explicit connection(void* handle) noexcept : handle_(handle) {}
     cursor query_list(std::string_view sql, std::initializer_list<argument> arguments);
     std::int64_t run_list(std::string_view sql, std::initializer_list<argument> arguments);
-    std::unique_ptr<state> state_;
+    void* handle_;
 };
 
 enum class durability { deferred, full };
-/// When the whole file is checked on opening: `if_changed` skips it when file size and times are those that the last clean
-/// close noted (in `<file>.ok`), or when another process has the file open.
+/// When the whole file is checked on opening: `if_changed` skips it when size and time of the file are those that the last
+/// clean close noted (in `<file>.ok`). While another process has the file open the caller says `never`.
 enum class integrity { never, if_changed, always };
 
 struct options {
@@ -183,6 +180,7 @@ private:
     private:
         database& owner_;
         bool open_ = false;
+        bool full_ = false;
     };
     struct state;
     std::unique_ptr<state> state_;
