@@ -6,7 +6,7 @@
 ///
 /// Everything here may be lost without harm: a missing record costs a run, never a wrong result. Changes are written in
 /// batches, at most 50 ms late, so a crash loses the tail. Several processes may use one storage.
-/// Thread safety: `index` on the engine's io thread only; `stat_memo` anywhere; `storage` from one pool thread at a time; the
+/// Thread safety: `index` on the engine's io thread only; `stat_memo` anywhere; `storage` and the
 /// hashing functions block and are for pool threads.
 /// Not responsible for what keys mean (solver), what results are (result text is opaque), or which are worth keeping.
 module;
@@ -27,6 +27,7 @@ export module cobuild.cache;
 
 import cobuild.base;
 import cobuild.async;
+import cobuild.fs;
 
 export namespace cobuild::cache {
 
@@ -89,7 +90,7 @@ struct contents {
     bool complete = true;     ///< false when the limit cut something off
 };
 
-/// Where an index keeps its things. Blocking; one call at a time.
+/// Where an index keeps its things. Blocking, thread-safe. A record left without a key is removed.
 class storage {
 public:
     virtual ~storage() = default;
@@ -107,14 +108,7 @@ std::shared_ptr<storage> make_memory_storage();
 
 // ---------------------------------------------------------------- memo
 
-/// A file's state as one statx told it, and when it was asked.
-struct file_state {
-    file_key key;
-    std::uint32_t mode = 0;
-    time_point asked{};
-};
-/// Throws errc::io naming `name`.
-file_state state_of(int fd, std::uint64_t fs, std::string_view name);
+file_key key_of(std::uint64_t fs, const fs::file_info& info);
 /// The id of the file system that `fd` lies on.
 std::uint64_t file_system_of(int fd);
 
@@ -126,9 +120,10 @@ public:
     stat_memo(const stat_memo&) = delete;
     stat_memo& operator=(const stat_memo&) = delete;
     [[nodiscard]] std::optional<file_value> find(const file_key& key);
-    /// Remembers only what cannot have changed unseen: the two states agree and the file's ctime lies over 2 s before the
-    /// first was asked (times are coarse, and a write within one tick leaves no trace). False when the states differ.
-    bool remember(const file_state& before, const file_state& after, const file_value& value);
+    /// For a file stat'ed at `asked`, read, and stat'ed again. False when it changed meanwhile. Remembers only what cannot have
+    /// changed unseen: its ctime must lie over 2 s before `asked` (times are coarse: a second write within one tick leaves
+    /// no trace).
+    bool remember(const file_key& before, time_point asked, const file_key& after, const file_value& value);
     void load(std::vector<memo_entry> entries);
     /// What storage does not have yet; each entry once.
     [[nodiscard]] std::vector<memo_entry> take_new();
@@ -207,8 +202,9 @@ digest file_digest(const file_header& header, const digest& data);
 /// Directory digest from its own file_digest and its children's (name, digest); sorts by name itself.
 digest directory_digest(const digest& own, std::vector<std::pair<std::string, digest>> children);
 
-/// Over names and values, sorted, without `security.*` (but with security.capability) and `system.*`; empty when none is left.
-digest xattrs_digest(int fd, std::string_view name);
+/// Over the names and values that `fd` has, sorted, without `security.*` (but with security.capability) and `system.*`; empty when none is left.
+digest xattrs_digest(int fd);
+digest xattrs_digest(std::vector<std::pair<std::string, std::string>> xattrs);
 
 /// What of a tree is meant. `path` is absolute within the root; ".." and absolute links stay inside it.
 struct selector {
@@ -220,15 +216,10 @@ struct selector {
     bool operator==(const selector&) const = default;
 };
 
-struct owner {
-    std::uint32_t uid = 0;
-    std::uint32_t gid = 0;
-};
-
 struct hash_options {
     stat_memo* memo = nullptr;
     unsigned threads = 1;                    ///< for reading files; the calling one included
-    std::optional<cache::owner> owned_by{};  ///< counted instead of the files' own owner
+    std::optional<fs::owner> owned_by{};  ///< counted instead of the files' own owner
     async::cancel_token cancelled{};
 };
 
@@ -241,8 +232,5 @@ digest hash_tree(int root, std::span<const selector> what, const hash_options& o
 
 /// Bytes and xattrs of the regular file `fd`, from the memo where it counts; read a second time when it changed meanwhile.
 file_value hash_file(int fd, std::uint64_t fs, std::string_view name, stat_memo* memo, const async::cancel_token& cancelled = {});
-
-/// Go's filepath.Match: `*`, `?`, `[a-z]`, `[^a]`, `\x`; none of them matches "/". Throws errc::invalid for a bad pattern.
-bool match_path(std::string_view pattern, std::string_view name);
 
 }  // namespace cobuild::cache
