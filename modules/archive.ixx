@@ -50,7 +50,8 @@ compression detect(std::span<const std::byte> head) noexcept;
 
 struct decompress_limits {
     std::uint64_t max_bytes = std::uint64_t{1} << 44;
-    unsigned max_ratio = 1100;                         ///< of output to input, looked at after 64 MiB of output
+    /// Of output to input, looked at after 64 MiB of output. The default passes zeros (holes) in either format.
+    unsigned max_ratio = 40'000;
 };
 /// A streaming reader; all members or frames to the end, trailing zero bytes after gzip members allowed, cut input is
 /// errc::corrupt. Checksums are verified.
@@ -72,7 +73,7 @@ struct layer_blob {
     std::uint64_t uncompressed_size = 0;
 };
 /// Compresses and hashes what is written. gzip is cut into independent members of 1 MiB input, header mtime 0, OS 255.
-/// The sink is called from one thread at a time, in order, not always the caller's. After an exception only destroy it.
+/// The sink is called in order on the thread that calls write() and finish(). After an exception only destroy it.
 class blob_writer {
 public:
     blob_writer(byte_sink out, compress_options options);
@@ -112,7 +113,7 @@ struct tar_limits {
     std::size_t max_path_bytes = 65536;
     std::uint64_t max_entries = 10'000'000;
 };
-/// Reads ustar, pax (global headers too), GNU long names and base-256 numbers. Sparse entries are errc::unsupported.
+/// Reads ustar, pax (global headers are ignored, as in Go), GNU long names, base-256 numbers. Sparse entries are errc::unsupported.
 class tar_reader {
 public:
     explicit tar_reader(byte_source in, tar_limits limits = {});
@@ -199,6 +200,7 @@ struct apply_result {
     std::uint64_t bytes = 0;                    ///< of file content
     std::vector<std::string> implied_parents;   ///< directories made though the archive does not list them, parents first
     std::vector<pending_link> pending_links;    ///< in archive order
+    bool opaque_root = false;                   ///< hides all below it, which a mount does not do: cut the chain here
     /// True when the layer's directory depends on nothing below it: no finish_layer() needed.
     [[nodiscard]] bool self_contained() const noexcept { return implied_parents.empty() && pending_links.empty(); }
 };
