@@ -27,69 +27,13 @@ export import :ops;
 
 export namespace cobuild::llb {
 
-// ---------------------------------------------------------------- definition
-
-struct progress_group {
-    std::string id;
-    std::string name;
-    bool weak = false;
-};
-struct linux_resources {
-    std::int64_t memory = 0;
-    std::int64_t memory_swap = 0;
-    std::uint64_t cpu_shares = 0;
-    std::uint64_t cpu_period = 0;
-    std::int64_t cpu_quota = 0;
-    std::string cpuset_cpus;
-    std::string cpuset_mems;
-};
-/// What is known of a vertex beside its name. `description["llb.customname"]` is what progress shows.
-struct op_metadata {
-    bool ignore_cache = false;
-    std::map<std::string, std::string> description;
-    std::optional<bool> export_cache;
-    std::map<std::string, bool> caps;
-    std::optional<struct progress_group> progress_group;
-    std::optional<struct linux_resources> linux_resources;
-};
-inline constexpr std::string_view custom_name = "llb.customname";
-
-struct position {
-    std::int32_t line = 0;  ///< from 1
-    std::int32_t character = 0;
-};
-struct range {
-    position start;
-    position end;
-};
-struct location {
-    std::int32_t source_index = 0;
-    std::vector<range> ranges;
-};
-struct source_info {
-    std::string filename;
-    bytes data;
-    std::shared_ptr<const llb::definition> definition;
-    std::string language;
-};
-/// Where in the user's files a vertex comes from.
-struct source_map {
-    std::map<digest, std::vector<location>> locations;
-    std::vector<source_info> infos;
-};
-
-struct definition {
-    std::vector<bytes> ops;
-    std::map<digest, op_metadata> metadata;
-    std::optional<source_map> source;
-};
-
 // ---------------------------------------------------------------- bytes
 
 struct limits {
     std::size_t max_bytes = std::size_t{64} << 20;
     std::size_t max_ops = 100'000;
-    unsigned max_depth = 24;  ///< of messages within messages
+    std::size_t max_messages = 1'000'000;  ///< messages and list elements in all: what bounds memory
+    unsigned max_depth = 24;               ///< of messages within messages
 };
 
 bytes marshal(const op& o);

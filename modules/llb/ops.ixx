@@ -1,4 +1,4 @@
-/// cobuild.llb:ops: the ops of the build graph as plain data; see modules/llb.ixx.
+/// cobuild.llb:ops: ops and definitions as plain data; see modules/llb.ixx. Field numbers stand in proto/ops.proto.
 module;
 #include <compare>
 #include <cstdint>
@@ -6,6 +6,7 @@ module;
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <variant>
 #include <vector>
 
@@ -227,6 +228,66 @@ struct op {
     std::optional<struct platform> platform;
     /// Present though empty in every op BuildKit's client makes, and so in ours.
     std::optional<worker_constraints> constraints = worker_constraints{};
+};
+
+// ---------------------------------------------------------------- definition
+
+struct progress_group {
+    std::string id;
+    std::string name;
+    bool weak = false;
+};
+struct linux_resources {
+    std::int64_t memory = 0;
+    std::int64_t memory_swap = 0;
+    std::uint64_t cpu_shares = 0;
+    std::uint64_t cpu_period = 0;
+    std::int64_t cpu_quota = 0;
+    std::string cpuset_cpus;
+    std::string cpuset_mems;
+};
+/// What is known of a vertex beside its name. `description["llb.customname"]` is what progress shows.
+struct op_metadata {
+    bool ignore_cache = false;
+    std::map<std::string, std::string> description;
+    std::optional<bool> export_cache;
+    std::map<std::string, bool> caps;
+    std::optional<struct progress_group> progress_group;
+    std::optional<struct linux_resources> linux_resources;
+};
+inline constexpr std::string_view custom_name = "llb.customname";
+
+struct position {
+    std::int32_t line = 0;  ///< from 1
+    std::int32_t character = 0;
+};
+struct range {
+    position start;
+    position end;
+};
+struct location {
+    std::int32_t source_index = 0;
+    std::vector<range> ranges;
+};
+struct locations {
+    std::vector<location> list;
+};
+struct source_info {
+    std::string filename;
+    bytes data;
+    std::shared_ptr<const llb::definition> definition;
+    std::string language;
+};
+/// Where in the user's files a vertex comes from.
+struct source_map {
+    std::map<digest, llb::locations> locations;
+    std::vector<source_info> infos;
+};
+
+struct definition {
+    std::vector<bytes> ops;
+    std::map<digest, op_metadata> metadata;
+    std::optional<source_map> source;
 };
 
 }  // namespace cobuild::llb
