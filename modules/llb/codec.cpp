@@ -124,7 +124,8 @@ public:
     template<scalar T>
     void wrapped(unsigned field, std::string_view, std::string_view, const T& v) {
         std::string inner;
-        encoder(inner)(1, {}, v);
+        encoder nested(inner);
+        nested(1, {}, v);
         blob(field, inner);
     }
     void wrapped(unsigned field, std::string_view name, std::string_view inner, const std::optional<bool>& v) {
