@@ -22,6 +22,7 @@ export module cobuild.frontend;
 import cobuild.base;
 import cobuild.async;
 import cobuild.llb;
+import cobuild.oci;
 import cobuild.gateway;
 
 export namespace cobuild::frontend {
@@ -35,8 +36,8 @@ struct request {
     std::string target;                            ///< a stage's name; empty: the last
     std::map<std::string, std::string> labels;     ///< written last, they win
     /// Empty: the build platform, and the image keeps the platform its base states.
-    std::optional<llb::platform> target_platform;
-    llb::platform build_platform;                  ///< this machine's
+    std::optional<oci::platform> target_platform;
+    oci::platform build_platform;                  ///< this machine's
     bool multi_platform = false;                   ///< names of vertices then carry the platform
     bool no_cache = false;
     std::vector<std::string> no_cache_stages;      ///< lower case; --no-cache-filter
@@ -78,7 +79,7 @@ struct result {
     std::string image_config;
     /// The base's configuration as it was, for the exporter's provenance and `containerimage.base.config`; empty: scratch.
     std::string base_config;
-    llb::platform platform;     ///< the image's
+    oci::platform platform;     ///< the image's
     std::vector<warning> warnings;
     std::vector<std::string> stages;      ///< names of all stages, "" for one without
     std::vector<base_image> bases;        ///< those that were resolved

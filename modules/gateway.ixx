@@ -12,7 +12,7 @@ export module cobuild.gateway;
 
 import cobuild.base;
 import cobuild.async;
-import cobuild.llb;
+import cobuild.oci;
 
 export namespace cobuild::gateway {
 
@@ -22,7 +22,7 @@ enum class resolve_mode { standard, pull, local };
 
 struct resolve_request {
     std::string reference;  ///< normalised: docker.io/library/busybox:latest
-    llb::platform platform; ///< which member of an index
+    oci::platform platform; ///< which member of an index
     resolve_mode mode = resolve_mode::standard;
     std::string log_name;   ///< the progress line: "[internal] load metadata for docker.io/library/busybox:latest"
 };
