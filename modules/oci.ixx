@@ -6,6 +6,7 @@
 /// (documents), naming the member. Pure; distinct objects may be used from distinct threads.
 /// Not responsible for: fetching, storing or verifying bytes; the runtime specification.
 module;
+#include <chrono>
 #include <compare>
 #include <cstdint>
 #include <map>

@@ -1,10 +1,10 @@
 module;
+#include <algorithm>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
-#include <boost/json/parser.hpp>
+#include <boost/json/stream_parser.hpp>
 #include <boost/json/value.hpp>
 #include <boost/system/error_code.hpp>
 
@@ -57,14 +57,16 @@ value parse(std::string_view text, parse_limits limits) {
         throw error{errc::corrupt, cat("JSON of ", text.size(), " bytes, above the limit of ", limits.max_bytes)};
     bj::parse_options options;
     options.max_depth = limits.max_depth;
-    bj::parser p({}, options);
+    bj::stream_parser p({}, options);
     boost::system::error_code ec;
     std::size_t offset = p.write_some(text.data(), text.size(), ec);
     if (!ec) {
-        // What follows the value may only be white space; write() then checks that the value is complete.
-        const auto rest = text.find_first_not_of(" \t\r\n", offset);
-        if (rest != std::string_view::npos) throw error{errc::corrupt, cat("JSON at byte ", rest, ": something stands after the value")};
-        if (!p.done()) throw error{errc::corrupt, cat("JSON at byte ", text.size(), ": the text ends too early")};
+        offset = std::min(text.find_first_not_of(" \t\r\n", offset), text.size());
+        if (offset < text.size()) {
+            ec = bj::error::extra_data;
+        } else {
+            p.finish(ec);
+        }
     }
     if (ec) throw error{errc::corrupt, cat("JSON at byte ", offset, ": ", reason(ec, limits.max_depth))};
     return convert(p.release());

@@ -6,6 +6,7 @@ module;
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -119,7 +120,7 @@ private:
         std::vector<const member*> order;
         order.reserve(o.size());
         for (const auto& m : o.members()) order.push_back(&m);
-        if (format_.sorted) std::stable_sort(order.begin(), order.end(), [](const member* a, const member* b) { return a->key < b->key; });
+        if (format_.sorted) std::sort(order.begin(), order.end(), [](const member* a, const member* b) { return a->key < b->key; });
         out_ += '{';
         ++depth_;
         bool first = true;
