@@ -58,9 +58,10 @@ check_options file_check_options(const file& f, std::string_view override_text =
 check_options merged(const check_options& base, const std::vector<std::string>& comments);
 bool enabled(check_rule rule, const check_options& options);
 
-/// A finding of the frontend's own, its message made by the rule from `first` and `second`:
-/// undefined_var(name, suggestion or empty), invalid_base_image_platform(image, "expected actual" split below),
-/// copy_ignored_file("Copy" or "Add", path), expose_*(word), and so on for every rule, in the order its message names them.
+/// A finding, its message made by the rule: undefined_var(name, suggestion or nothing), copy_ignored_file("Copy" or "Add", path),
+/// invalid_base_image_platform(image, expected, actual), from_as_casing(from, as), consistent_instruction_casing(keyword,
+/// "uppercase" or "lowercase"), undefined_arg_in_from(name, suggestion), secrets_used_in_arg_or_env("ARG" or "ENV", key),
+/// invalid_definition_description("ARG" or "FROM", name); the others take the one thing that their message names, or nothing.
 warning make_warning(check_rule rule, line_range lines, std::string_view first = {}, std::string_view second = {},
                      std::string_view third = {});
 

@@ -39,9 +39,9 @@ inline constexpr std::size_t max_expansion = 16UL * 1024 * 1024;
 expansion expand_word(std::string_view word, const lookup& variables, char escape = '\\');
 /// EXPOSE: as expand_word, but split at blanks outside of quotes, also at those out of a variable.
 expansion_words expand_words(std::string_view word, const lookup& variables, char escape = '\\');
-/// The body of a here-document: quotes are text, and a backslash protects only `$`, itself and a line end, as in a shell.
+/// The body of a here-document: quotes are text; a backslash is removed and protects the character after it, as docker does.
 expansion expand_heredoc(std::string_view content, const lookup& variables);
-/// As expand_word, but unset variables and all quotes and escapes stay as written: for step names.
+/// For step names: as expand_word, but unset variables and quotes stay as written; text that is in error comes back unchanged.
 std::string expand_for_display(std::string_view text, const lookup& variables, char escape = '\\');
 
 }  // namespace cobuild::dockerfile

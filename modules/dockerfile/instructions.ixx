@@ -209,6 +209,9 @@ exposed_ports parse_port(std::string_view word);
 /// Whether STOPSIGNAL accepts it: a number, or a Linux signal's name in any case with or without "SIG".
 bool is_signal(std::string_view text);
 
+/// The error of a FROM whose base expands to nothing: names the arguments, and where one is declared too late to be seen.
+std::string blank_base_message(const parsed& p, const stage& s, char escape = '\\');
+
 /// The names of all instructions, upper case, sorted.
 const std::vector<std::string_view>& instruction_names();
 

@@ -106,7 +106,7 @@ std::string dump(const node& n);
 std::string dump(const file& f);
 
 /// The source around `lines` as BuildKit prints it: "Dockerfile:3", a rule, numbered lines with `>>>` before those named
-/// and up to three lines around them, a rule. Empty when `lines` is outside of the text. Control characters are escaped.
+/// and two or four lines around them, a rule. Empty when `lines` is outside of the text. Control characters are escaped.
 std::string render_source(std::string_view name, std::string_view text, line_range lines);
 std::string render_source(const file& f, line_range lines);
 

@@ -1,0 +1,69 @@
+module;
+#include <algorithm>
+#include <cstddef>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+module cobuild.dockerfile;
+
+import cobuild.base;
+import :detail;
+
+namespace cobuild::dockerfile::detail {
+
+std::string suggest(std::string message, std::string_view word, std::span<const std::string_view> candidates) {
+    const std::string_view close = nearest(word, candidates);
+    if (close.empty() || close == word) return message;
+    return cat(message, " (did you mean ", close, "?)");
+}
+
+flag_values::flag_values(const node& n, std::span<const flag_spec> known) {
+    for (const std::string& flag : n.flags) {
+        const std::string_view all = flag;
+        const std::size_t equals = all.find('=');
+        const std::string_view dashed = all.substr(0, equals);
+        const std::string_view name = dashed.substr(2);
+        const auto spec = std::find_if(known.begin(), known.end(), [&](const flag_spec& s) { return s.name == name; });
+        if (spec == known.end()) {
+            std::vector<std::string_view> names;
+            for (const auto& s : known) names.push_back(s.name);
+            throw error{errc::invalid, suggest(cat("unknown flag: ", dashed), name, names)};
+        }
+        const bool seen = std::any_of(values_.begin(), values_.end(), [&](const auto& v) { return v.first == spec->name; });
+        if (seen && spec->kind != flag_kind::list) throw error{errc::invalid, cat("duplicate flag specified: ", dashed)};
+        std::string value(equals == std::string_view::npos ? std::string_view{} : all.substr(equals + 1));
+        if (spec->kind == flag_kind::boolean ? equals != std::string_view::npos && value.empty() : equals == std::string_view::npos)
+            throw error{errc::invalid, cat("missing a value on flag: ", dashed)};
+        if (spec->kind == flag_kind::boolean) {
+            value = value.empty() ? "true" : to_lower(value);
+            if (value != "true" && value != "false")
+                throw error{errc::invalid, cat("expecting boolean value for flag ", dashed, ", not: ", all.substr(equals + 1))};
+        }
+        values_.emplace_back(spec->name, std::move(value));
+    }
+}
+
+std::string flag_values::text(std::string_view name) const {
+    for (const auto& [key, value] : values_)
+        if (key == name) return value;
+    return {};
+}
+
+std::vector<std::string> flag_values::list(std::string_view name) const {
+    std::vector<std::string> out;
+    for (const auto& [key, value] : values_)
+        if (key == name) out.push_back(value);
+    return out;
+}
+
+std::optional<bool> flag_values::boolean(std::string_view name) const {
+    for (const auto& [key, value] : values_)
+        if (key == name) return value == "true";
+    return std::nullopt;
+}
+
+}  // namespace cobuild::dockerfile::detail
