@@ -1,0 +1,155 @@
+module;
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.frontend;
+
+import :state;
+
+namespace cobuild::frontend {
+namespace {
+
+constexpr std::string_view default_path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+std::string_view mode_name(gateway::resolve_mode mode) {
+    switch (mode) {
+        case gateway::resolve_mode::pull: return "pull";
+        case gateway::resolve_mode::local: return "local";
+        default: return {};
+    }
+}
+
+/// A base without layers is scratch. (Old images have no diff ids, but a history that tells.)
+bool has_no_layers(const oci::image& image) {
+    return image.diff_ids.empty() && std::all_of(image.history.begin(), image.history.end(), [](const auto& h) { return h.empty_layer; });
+}
+
+}  // namespace
+
+oci::image converter::empty_image() const {
+    oci::image image;
+    image.platform = target_platform_;
+    image.config.working_dir = "/";
+    if (target_platform_.os != "windows") image.config.env = {std::string(default_path)};
+    return image;
+}
+
+/// What FROM, COPY --from or a mount call `name` stands for where a named context of that name was given.
+std::string converter::context_image(const std::string& name, df::line_range lines) const {
+    const auto familiar = oci::reference::parse(name).familiar();
+    const auto plain = familiar.ends_with(":latest") ? familiar.substr(0, familiar.size() - 7) : familiar;
+    for (const auto& key : {cat(plain, "::", oci::format(oci::normalize(target_platform_))), plain}) {
+        const auto found = req_.named_contexts.find(key);
+        if (found == req_.named_contexts.end()) continue;
+        static constexpr std::string_view image = "docker-image://";
+        if (found->second.starts_with(image)) return found->second.substr(image.size());
+        fail(errc::unsupported, cat("the named context ", key, "=", found->second, " is not supported yet: only docker-image:// is"), lines);
+    }
+    return name;
+}
+
+async::task<void> converter::resolve_bases(const std::set<const stage_state*>& needed) {
+    struct wanted {
+        stage_state* stage;
+        base_key key;
+        oci::platform platform;
+    };
+    std::vector<wanted> all;
+    std::set<base_key> asked;
+    std::vector<async::task<void>> asks;
+    for (const auto& s : states_) {
+        if (s->base != nullptr || s->resolved || !needed.contains(s.get())) continue;
+        s->resolved = true;
+        if (s->base_name == "scratch") {
+            s->image = empty_image();
+            s->platform = target_platform_;
+            continue;
+        }
+        std::string reference;
+        try {
+            reference = oci::reference::parse(context_image(s->base_name, s->lines)).with_default_tag().str();
+        } catch (const error& e) {
+            if (e.where()) throw;
+            fail(e.kind(), cat("failed to parse stage name ", quoted(s->base_name), ": ", e.what()), s->lines);
+        }
+        const auto platform = s->platform.value_or(target_platform_);
+        all.push_back({s.get(), {reference, oci::format(platform)}, platform});
+        if (!configs_.contains(all.back().key) && asked.insert(all.back().key).second) asks.push_back(ask(all.back().key, s.get(), platform));
+    }
+    co_await async::when_all(std::move(asks));
+    for (const auto& w : all) apply_base(*w.stage, configs_.at(w.key), w.platform);
+}
+
+async::task<void> converter::ask(base_key key, const stage_state* for_whom, oci::platform platform) {
+    const auto prefix = req_.multi_platform ? cat("[", oci::format(platform), " internal]") : std::string("[internal]");
+    std::optional<gateway::image_config> found;
+    std::exception_ptr failed;
+    try {
+        found = co_await engine_.resolve_image_config({.reference = key.reference, .platform = platform, .mode = req_.resolve, .log_name = cat(prefix, " load metadata for ", key.reference)});
+    } catch (const error&) {
+        failed = std::current_exception();
+    }
+    if (failed) {
+        const error e = describe(failed);
+        std::vector<std::string_view> names;
+        for (const auto& [name, s] : by_name_) names.emplace_back(name);
+        const auto hint = e.kind() == errc::not_found || e.kind() == errc::unauthorized ? did_you_mean(for_whom->base_name, names) : std::string();
+        if (hint.empty()) throw error(e).with(for_whom->base_name).at(place(for_whom->lines));
+        fail(e.kind(), cat(for_whom->base_name, ": ", e.what(), hint), for_whom->lines);
+    }
+    configs_.emplace(std::move(key), std::move(*found));
+}
+
+void converter::apply_base(stage_state& s, const gateway::image_config& found, const oci::platform& platform) {
+    const std::string asked = s.base_name;
+    oci::image image;
+    auto reference = oci::reference::parse(found.reference).with_default_tag();
+    const auto named = reference.str();
+    try {
+        image = oci::parse_image(found.config);
+    } catch (const error& e) {
+        throw error(e).with(cat("configuration of the base image ", asked)).at(place(s.lines));
+    }
+    if (found.manifest) reference = reference.with_digest(*found.manifest);
+    s.base_name = reference.str();
+    s.base_config = found.config;
+    bases_.push_back({named, s.base_name, found.manifest});
+    // What is the old image's own, or nothing that an image built upon it inherits.
+    image.created.clear();
+    image.unknown = {};
+    image.config.unknown = {};
+    s.image = std::move(image);
+    // With no platform asked for, an image of another one that can run here is taken as what it is.
+    s.platform = !s.platform && !req_.target_platform && oci::match_rank(req_.build_platform, s.image.platform) && s.image.platform.os == platform.os
+                     ? oci::platform{.os = s.image.platform.os, .architecture = s.image.platform.architecture, .variant = s.image.platform.variant}
+                     : platform;
+    if (s.platform->architecture == platform.architecture) s.platform = platform;
+    if (has_no_layers(s.image)) {
+        s.root.reset();
+    } else {
+        llb::source_op source{cat("docker-image://", s.base_name), {}};
+        if (const auto mode = mode_name(req_.resolve); !mode.empty()) source.attrs["image.resolvemode"] = mode;
+        auto meta = metadata(s, step_name(s, cat("FROM ", s.base_name), &*s.platform));
+        meta.ignore_cache = false;
+        if (s.stage != nullptr) meta.description["com.docker.dockerfile.v1.command"] = s.stage->from.source;
+        const llb::op o{.inputs = {}, .what = std::move(source), .platform = llb::platform{s.platform->architecture, s.platform->os, s.platform->variant, s.platform->os_version, s.platform->os_features}};
+        s.root = draft_.add(o, {}, std::move(meta), {{{static_cast<std::int32_t>(s.lines.first), 0}, {static_cast<std::int32_t>(s.lines.last), 0}}});
+        if (s.platform->os != s.image.platform.os || s.platform->architecture != s.image.platform.architecture) {
+            const auto comments = s.stage != nullptr ? s.stage->from.comments : std::vector<std::string>{};
+            warn(df::check_rule::invalid_base_image_platform, s.lines, comments, asked, oci::format(oci::normalize(*s.platform)), oci::format(oci::normalize(s.image.platform)));
+        }
+    }
+    if (s.stage == nullptr) s.dispatched = true;
+}
+
+}  // namespace cobuild::frontend

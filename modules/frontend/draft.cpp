@@ -1,0 +1,95 @@
+module;
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+module cobuild.frontend;
+
+import :state;
+
+namespace cobuild::frontend {
+
+draft::draft() {
+    add({.inputs = {}, .what = llb::source_op{"local://", {}}, .platform = {}}, {}, {.description = {{std::string(llb::custom_name), "[internal] load build context"}}});
+}
+
+// The key is the digest the op would have if the context had no attributes: equal keys now are equal digests later.
+ref draft::add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta, std::vector<llb::range> where) {
+    o.inputs.clear();
+    for (const ref& in : inputs) o.inputs.push_back({keys_[in.node], in.output});
+    const digest key = digest::of(llb::marshal(o));
+    const auto [found, fresh] = index_.try_emplace(key, nodes_.size());
+    if (fresh) {
+        nodes_.push_back({std::move(o), inputs, std::move(meta), {}});
+        keys_.push_back(key);
+    } else {
+        auto& known = nodes_[found->second].meta;
+        known.ignore_cache = known.ignore_cache || meta.ignore_cache;
+    }
+    if (!where.empty()) nodes_[found->second].where.push_back(std::move(where));
+    return {found->second, 0};
+}
+
+llb::definition draft::finish(root_ref result, llb::source_op context, llb::source_info source) const {
+    llb::graph g;
+    g.set_source(std::move(source));
+    std::vector<digest> ids;
+    for (const node& n : nodes_) {
+        llb::op o = n.what;
+        if (ids.empty()) o.what = std::move(context);
+        o.inputs.clear();
+        for (const ref& in : n.inputs) o.inputs.push_back({ids[in.node], in.output});
+        ids.push_back(g.add(o, n.meta, n.where.empty() ? std::vector<llb::range>{} : n.where.front()).vertex);
+        for (std::size_t i = 1; i < n.where.size(); ++i) g.add(o, {}, n.where[i]);
+    }
+    if (!result) return g.finish({});
+    return g.finish(llb::input{ids[result->node], result->output});
+}
+
+std::int64_t input_list::of(const root_ref& r) {
+    if (!r) return llb::scratch;
+    const auto found = std::find(refs.begin(), refs.end(), *r);
+    if (found != refs.end()) return found - refs.begin();
+    refs.push_back(*r);
+    return static_cast<std::int64_t>(refs.size()) - 1;
+}
+
+void env_list::set(std::string_view key, std::string_view value) {
+    erase(key);
+    pairs_.emplace_back(key, value);
+}
+
+void env_list::erase(std::string_view key) {
+    std::erase_if(pairs_, [&](const auto& p) { return p.first == key; });
+}
+
+std::optional<std::string> env_list::get(std::string_view key) const {
+    for (const auto& [k, v] : pairs_) {
+        if (k == key) return v;
+    }
+    return std::nullopt;
+}
+
+std::vector<std::string> env_list::list() const {
+    std::vector<std::string> out;
+    for (const auto& [k, v] : pairs_) out.push_back(cat(k, "=", v));
+    return out;
+}
+
+std::vector<std::string_view> env_list::keys() const {
+    std::vector<std::string_view> out;
+    for (const auto& p : pairs_) out.emplace_back(p.first);
+    return out;
+}
+
+df::lookup env_list::lookup() const {
+    return [this](std::string_view name) { return get(name); };
+}
+
+}  // namespace cobuild::frontend

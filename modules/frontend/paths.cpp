@@ -1,0 +1,94 @@
+module;
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <variant>
+#include <vector>
+
+module cobuild.frontend;
+
+import :state;
+
+namespace cobuild::frontend {
+
+std::string join_path(std::string_view base, std::string_view p) { return fs::clean_path(cat("/", base, "/", p)); }
+
+std::string path_in(std::string_view dir, std::string_view p) {
+    if (p.empty() || p == ".") p = "./";
+    std::string out = p.starts_with('/') ? fs::clean_path(p) : join_path(dir, p);
+    if (p.ends_with('/') && !out.ends_with('/')) {
+        out += '/';
+    } else if (p.ends_with("/.")) {
+        out += out == "/" ? "." : "/.";
+    }
+    return out;
+}
+
+namespace {
+
+std::optional<llb::user_opt> owner_part(std::string_view text, std::int64_t base) {
+    if (text.empty() || text == "root") return llb::user_opt{std::uint32_t{0}};
+    std::int32_t id = 0;
+    const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), id);
+    if (failed == std::errc{} && end == text.data() + text.size()) return llb::user_opt{static_cast<std::uint32_t>(id)};
+    return llb::user_opt{llb::named_user{std::string(text), base}};
+}
+
+}  // namespace
+
+llb::chown_opt parse_owner(std::string_view text, std::int64_t base) {
+    const auto colon = text.find(':');
+    llb::chown_opt out{.user = owner_part(text.substr(0, colon), base), .group = {}};
+    if (colon != std::string_view::npos) out.group = owner_part(text.substr(colon + 1), base);
+    return out;
+}
+
+bool has_wildcards(std::string_view path) {
+    for (std::size_t i = 0; i < path.size(); ++i) {
+        if (path[i] == '*' || path[i] == '?' || path[i] == '[') return true;
+        if (path[i] == '\\') ++i;
+    }
+    return false;
+}
+
+bool is_symbolic_mode(std::string_view text) {
+    if (text.empty()) return false;
+    for (auto clause : split(text, ',')) {
+        clause.remove_prefix(std::min(clause.find_first_not_of("ugoa"), clause.size()));
+        if (clause.empty()) return false;
+        while (!clause.empty()) {
+            if (std::string_view("+-=").find(clause.front()) == std::string_view::npos) return false;
+            clause.remove_prefix(1);
+            // One copied class ("g=u") or any permissions, before the next operator.
+            if (!clause.empty() && std::string_view("ugo").find(clause.front()) != std::string_view::npos) {
+                clause.remove_prefix(1);
+            } else {
+                clause.remove_prefix(std::min(clause.find_first_not_of("rwxXst"), clause.size()));
+            }
+        }
+    }
+    return true;
+}
+
+std::string did_you_mean(std::string_view word, const std::vector<std::string_view>& candidates) {
+    const auto found = nearest(word, candidates);
+    return found.empty() || found == word ? std::string() : cat(" (did you mean ", found, "?)");
+}
+
+bool is_git_source(std::string_view source) {
+    if (source.starts_with("git://") || source.starts_with("ssh://") || source.starts_with("git@")) return true;
+    if (source.starts_with("github.com/")) return true;
+    if (!source.starts_with("http://") && !source.starts_with("https://")) return false;
+    const auto path = source.substr(0, source.find_first_of("?#"));
+    return path.ends_with(".git");
+}
+
+bool is_http_source(std::string_view source) {
+    return (source.starts_with("http://") || source.starts_with("https://")) && !is_git_source(source);
+}
+
+}  // namespace cobuild::frontend

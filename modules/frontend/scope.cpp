@@ -1,0 +1,167 @@
+module;
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <utility>
+#include <variant>
+#include <vector>
+
+module cobuild.frontend;
+
+import :state;
+
+namespace cobuild::frontend {
+namespace {
+
+/// docker/dockerfile in any tag, also the labs channel's and upstream's builds: their language is this frontend's.
+bool is_this_frontend(std::string_view image) {
+    if (image == "dockerfile.v0") return true;
+    for (const std::string_view prefix : {"docker.io/", "docker-image://docker.io/", "docker-image://"}) {
+        if (image.starts_with(prefix)) {
+            image.remove_prefix(prefix.size());
+            break;
+        }
+    }
+    const auto name = image.substr(0, image.find_first_of(":@"));
+    return name == "docker/dockerfile" || name == "docker/dockerfile-upstream";
+}
+
+/// The proxy variables in either case; the step sees them, its name and the image do not.
+std::optional<llb::proxy_env> proxy_of(const std::map<std::string, std::string>& build_args) {
+    llb::proxy_env p;
+    const std::array<std::pair<std::string_view, std::string*>, 5> known{
+        {{"http_proxy", &p.http}, {"https_proxy", &p.https}, {"ftp_proxy", &p.ftp}, {"no_proxy", &p.no}, {"all_proxy", &p.all}}};
+    bool any = false;
+    for (const auto& [key, value] : build_args) {
+        const auto name = to_lower(key);
+        for (const auto& [wanted, where] : known) {
+            if (name != wanted) continue;
+            *where = value;
+            any = true;
+        }
+    }
+    return any ? std::optional(std::move(p)) : std::nullopt;
+}
+
+std::optional<std::int64_t> parse_seconds(std::string_view text) {
+    std::int64_t n = 0;
+    const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), n);
+    // Its nanoseconds must fit as well.
+    if (failed != std::errc{} || end != text.data() + text.size() || n < -9'000'000'000 || n > 9'000'000'000) return std::nullopt;
+    return n;
+}
+
+}  // namespace
+
+converter::converter(request r, gateway::frontend_gateway& engine)
+    : req_(std::move(r)), engine_(engine), target_platform_(req_.target_platform.value_or(req_.build_platform)), proxy_(proxy_of(req_.build_args)) {}
+
+void converter::fail(errc kind, std::string message, df::line_range lines) const { throw error{kind, std::move(message)}.at(place(lines)); }
+
+std::optional<std::string> converter::build_arg(std::string_view name) const {
+    const auto found = req_.build_args.find(std::string(name));
+    return found != req_.build_args.end() ? std::optional(found->second) : std::nullopt;
+}
+
+void converter::check_syntax() const {
+    const auto asked = build_arg("BUILDKIT_SYNTAX");
+    if (asked && !asked->empty()) {
+        if (is_this_frontend(*asked)) return;
+        throw error{errc::unsupported, cat("build argument BUILDKIT_SYNTAX asks for the frontend image ", *asked, "; only docker/dockerfile is built in")};
+    }
+    const auto wanted = df::detect_syntax(req_.dockerfile);
+    if (wanted && !is_this_frontend(wanted->image)) {
+        fail(errc::unsupported, cat("the syntax directive asks for the frontend image ", wanted->image, "; only docker/dockerfile is built in"), {wanted->line, wanted->line});
+    }
+}
+
+void converter::read_file() {
+    if (req_.dockerfile.empty()) throw error{errc::invalid, "the Dockerfile cannot be empty"}.at({req_.dockerfile_name, 0});
+    file_ = df::parse(req_.dockerfile, req_.dockerfile_name);
+    auto typed = df::parse_instructions(file_);
+    if (!typed.errors.empty()) throw df::to_error(file_, typed.errors);
+    parsed_ = std::move(typed.value);
+    if (parsed_.stages.empty()) throw error{errc::invalid, "the Dockerfile has no stages to build"}.at({req_.dockerfile_name, 0});
+    checks_ = df::file_check_options(file_, build_arg("BUILDKIT_DOCKERFILE_CHECK").value_or(""));
+    if (!req_.ignore_file) return;
+    ignore_rules_ = fs::parse_ignore_file(*req_.ignore_file);
+    ignore_.emplace(ignore_rules_);
+    ignore_has_exceptions_ = std::any_of(ignore_rules_.begin(), ignore_rules_.end(), [](const auto& rule) { return rule.starts_with('!'); });
+}
+
+void converter::make_global_args() {
+    const auto& build = req_.build_platform;
+    const auto& target = target_platform_;
+    std::string stage = req_.target.empty() ? parsed_.stages.back().name : req_.target;
+    if (stage.empty()) stage = "default";
+    const std::array<std::pair<std::string_view, std::string>, 11> automatic{{{"BUILDPLATFORM", oci::format(build)},
+                                                                              {"BUILDOS", build.os},
+                                                                              {"BUILDOSVERSION", build.os_version},
+                                                                              {"BUILDARCH", build.architecture},
+                                                                              {"BUILDVARIANT", build.variant},
+                                                                              {"TARGETPLATFORM", oci::format(target)},
+                                                                              {"TARGETOS", target.os},
+                                                                              {"TARGETOSVERSION", target.os_version},
+                                                                              {"TARGETARCH", target.architecture},
+                                                                              {"TARGETVARIANT", target.variant},
+                                                                              {"TARGETSTAGE", stage}}};
+    for (const auto& [name, value] : automatic) global_args_.set(name, build_arg(name).value_or(value));
+    warnings_ = df::check_file(file_, parsed_, checks_, global_args_.lookup());
+
+    for (const auto& in : parsed_.global_args) {
+        for (const auto& arg : std::get<df::arg_instruction>(in.body).args) {
+            auto value = build_arg(arg.key);
+            if (!value && arg.value) {
+                try {
+                    value = df::expand_word(*arg.value, global_args_.lookup(), file_.escape).text;
+                } catch (const error& e) {
+                    fail(e.kind(), e.what(), in.lines);
+                }
+            }
+            if (value) global_args_.set(arg.key, *value);
+        }
+    }
+}
+
+void converter::read_epoch() {
+    static constexpr std::string_view name = "SOURCE_DATE_EPOCH";
+    auto text = build_arg(name);
+    if (!text) {
+        text = global_args_.get(name);
+        if (text && text->empty()) text.reset();
+    }
+    if (!text) return;
+    if (text->empty()) {  // given as empty: reset
+        global_args_.erase(name);
+        req_.build_args.erase(std::string(name));
+        return;
+    }
+    epoch_ = parse_seconds(*text);
+    if (epoch_) return;
+    const bool source = *text == "context" || parsed_.find(*text) != nullptr || req_.named_contexts.contains(*text);
+    if (source) throw error{errc::unsupported, cat(name, "=", *text, " takes the time from a source, which is not supported yet; give seconds since 1970")};
+    throw error{errc::invalid, cat("invalid ", name, "=", *text, ": expected seconds since 1970, such as 1700000000")};
+}
+
+void converter::warn(df::check_rule rule, df::line_range lines, const std::vector<std::string>& comments, std::string_view first,
+                     std::string_view second, std::string_view third) {
+    if (df::enabled(rule, df::merged(checks_, comments))) warnings_.push_back(df::make_warning(rule, lines, first, second, third));
+}
+
+// Names that an ARG without a value declared are known, only unset.
+void converter::report_unset(const stage_state& s, const df::instruction& in, const std::vector<std::string>& unmatched) {
+    for (const auto& name : unmatched) {
+        if (name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE") continue;
+        if (std::any_of(s.args.begin(), s.args.end(), [&](const auto& arg) { return arg.key == name; })) continue;
+        const auto known = s.env.keys();
+        warn(df::check_rule::undefined_var, in.lines, in.comments, name, nearest(name, known));
+    }
+}
+
+}  // namespace cobuild::frontend

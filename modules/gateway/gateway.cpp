@@ -1,0 +1,4 @@
+module;
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.gateway;

@@ -1,0 +1,1 @@
+cobuild_fuzzer(llb SOURCE llb.cpp IMPORTS llb base)
