@@ -23,9 +23,7 @@ export module cobuild.base;
 
 export namespace cobuild {
 
-/// The version of cobuild, as CMake's project() states it ("0.1.0").
-std::string_view version() noexcept;
-
+std::string_view version() noexcept;  ///< as CMake's project() states it: "0.1.0"
 // ---------------------------------------------------------------- errors
 
 /// What kind of thing went wrong; decides the exit code and whether a retry can help. See docs/errors.md.
@@ -125,6 +123,10 @@ std::string cat(const T&... parts) {
 
 /// `text` in double quotes with control characters, quotes and backslashes escaped: safe to show on a terminal.
 std::string quoted(std::string_view text);
+// Exact matches, so that a call never means std::quoted, which argument-dependent lookup finds for strings.
+inline std::string quoted(const std::string& text) { return quoted(std::string_view(text)); }
+inline std::string quoted(std::string& text) { return quoted(std::string_view(text)); }
+inline std::string quoted(const char* text) { return quoted(std::string_view(text)); }
 
 /// The nearest of `candidates` by edit distance, or empty when none is near enough to be a likely slip of the pen
 /// (distance at most a third of the longer word, and at most 3).
@@ -192,8 +194,7 @@ inline std::string_view text_of(std::span<const std::byte> data) noexcept {
 
 // ---------------------------------------------------------------- ownership
 
-/// Owns a file descriptor; closes it once. -1 means none.
-class unique_fd {
+class unique_fd {  ///< owns a file descriptor and closes it once; -1 means none
 public:
     unique_fd() noexcept = default;
     explicit unique_fd(int fd) noexcept : fd_(fd) {}

@@ -134,8 +134,6 @@ std::vector<llb::ulimit> parse_ulimits(const std::vector<std::string>& items) {
     return out;
 }
 
-llb::platform to_llb(const oci::platform& p) { return {p.architecture, p.os, p.variant, p.os_version, p.os_features}; }
-
 frontend::request make_frontend_request(const build_request& r, definition_files files) {
     frontend::request out;
     out.dockerfile = std::move(files.text);
@@ -146,12 +144,12 @@ frontend::request make_frontend_request(const build_request& r, definition_files
     out.target = r.target;
     out.labels = r.labels;
     const auto host = oci::host_platform();
-    out.build_platform = to_llb(host);
+    out.build_platform = host;
     if (!r.platform.empty()) {
         const auto wanted = oci::normalize(oci::parse_platform(r.platform));
         if (!oci::match_rank(host, wanted))
             throw error{errc::unsupported, cat("--platform ", r.platform, ": only this machine's platform (", oci::format(host), ") is supported yet")};
-        out.target_platform = to_llb(wanted);
+        out.target_platform = wanted;
     }
     out.no_cache = r.no_cache;
     for (const auto& s : r.no_cache_stages) out.no_cache_stages.push_back(to_lower(s));
@@ -340,7 +338,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
 
     exporter::input in;
     in.config = converted.image_config;
-    in.platform = oci::normalize({converted.platform.os, converted.platform.architecture, converted.platform.variant, converted.platform.os_version, {}});
+    in.platform = oci::normalize(converted.platform);
     in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
     state::pin keep;
     if (graph.result) {

@@ -91,7 +91,7 @@ async::task<void> parts::open(std::string root) {
     r.limits.transfers = static_cast<std::size_t>(settings.system.max_registry_concurrency);
     registry = std::make_unique<registry::client>(std::move(r));
     images = std::make_unique<source::images>(pool, *content, *snapshots, *registry);
-    auto storage = co_await pool.run([this] { return cache::make_database_storage(directory->open_database("cache.db").database); });
+    auto storage = co_await pool.run([this] { return cache::make_storage(directory->open_database("cache.db").database); });
     cache = co_await cache::index::open(pool, std::move(storage));
     solver = std::make_unique<solver::solver>(runtime.get_executor(), cache, ops::make_result_store(*snapshots),
                                               solver::solver_options{.max_parallelism = static_cast<std::size_t>(settings.oci.max_parallelism)});

@@ -222,7 +222,7 @@ private:
         else if (job_.live != nullptr) options.who = fs::owner{};
         if (!job_.what.mode_str.empty() || job_.what.mode >= 0) options.mode = [this](const fs::file_info& i) { return mode_of(job_.what, i); };
         options.mtime = time_of(job_.what);
-        options.filter = chosen;
+        options.filter = [&chosen](std::string_view path, const fs::file_info& info) { return chosen(path, info); };
         if (job_.live != nullptr) watch(options, chosen);
         auto [from_dir, from_name] = source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string()} : job_.from->parent(source);
         std::string target = job_.to->resolve(dest, fs::links::keep);

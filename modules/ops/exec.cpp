@@ -15,6 +15,9 @@ module;
 
 module cobuild.ops;
 
+import cobuild.executor;
+import cobuild.cni;
+import cobuild.session;
 import cobuild.progress;
 import :bodies;
 

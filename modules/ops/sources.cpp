@@ -14,6 +14,8 @@ module cobuild.ops;
 
 import cobuild.oci;
 import cobuild.json;
+import cobuild.source;
+import cobuild.session;
 import cobuild.progress;
 import :bodies;
 

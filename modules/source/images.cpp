@@ -120,7 +120,7 @@ struct images::state {
         co_return out;
     }
 
-    state::pin keep_text(const std::string& bytes) { return content.put(bytes).keep; }
+    cobuild::state::pin keep_text(const std::string& bytes) { return content.put(bytes).keep; }
 
     async::task<resolved_image> built_here(oci::reference ref, content::image named, oci::platform platform);
     async::task<snapshot::layer> bring(oci::reference ref, oci::descriptor layer, digest diff_id, digest chain_id, std::shared_ptr<below> under,
@@ -288,7 +288,7 @@ async::task<snapshot::layer> images::state::bring(oci::reference ref, oci::descr
     auto unpacking = co_await snapshots.begin_unpack();
     unpacked made;
     snapshot::layer_blob blob{.variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
-    state::pin keep;
+    cobuild::state::pin keep;
     if (auto held = content.hold(layer.digest)) {
         keep = held->keep;
         auto line = progress.begin(cat("extracting ", layer.digest.str()));
