@@ -161,7 +161,7 @@ private:
             if (text.find('$') != std::string::npos) continue;
             try {
                 for (const auto& word : expand_words(text, {}, file_.escape).words) {
-                    const exposed_ports p = parse_port(word);
+                    const exposed_ports p = check_port(word);
                     if (p.odd_protocol_case) report(options, check_rule::expose_proto_casing, i.lines, word);
                     if (p.host_part) report(options, check_rule::expose_invalid_format, i.lines, word);
                 }

@@ -191,7 +191,7 @@ private:
 
     void undeclared(const stage& s, const expansion& e) const {
         for (const auto& name : e.unmatched)
-            if (!scope_.contains(name)) report_(s, make_warning(check_rule::undefined_arg_in_from, s.from.lines, name, nearest(name, names_)));
+            if (!scope_.contains(name)) report_(s, make_warning(check_rule::undefined_arg_in_from, s.from.lines, name, likely(name, names_)));
     }
 
     void constant(const stage& s, const std::string& text) const {

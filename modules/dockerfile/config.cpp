@@ -107,9 +107,13 @@ void check_ip(std::string_view ip) {
     if (!is_ipv4(bare) && !is_ipv6(bare)) fail(cat("invalid IP address: ", ip));
 }
 
-}  // namespace
+struct port_word {
+    exposed_ports marks;
+    port_range ports;
+    std::string protocol;
+};
 
-exposed_ports parse_port(std::string_view word) {
+port_word read_port(std::string_view word) {
     exposed_ports out;
     std::string_view container = word, host, ip;
     if (const std::size_t colon = word.rfind(':'); colon != std::string_view::npos) {
@@ -136,8 +140,15 @@ exposed_ports parse_port(std::string_view word) {
         if (ports.first != ports.last && ports.last - ports.first != hosts.last - hosts.first)
             fail(cat("invalid ranges specified for container and host Ports: ", container, " and ", host));
     }
-    for (int p = ports.first; p <= ports.last; ++p) out.ports.push_back(cat(p, '/', protocol));
-    return out;
+    return {std::move(out), ports, protocol};
+}
+
+}  // namespace
+
+exposed_ports parse_port(std::string_view word) {
+    port_word read = read_port(word);
+    for (int p = read.ports.first; p <= read.ports.last; ++p) read.marks.ports.push_back(cat(p, '/', read.protocol));
+    return std::move(read.marks);
 }
 
 bool is_signal(std::string_view text) {
@@ -157,6 +168,8 @@ bool is_signal(std::string_view text) {
 }
 
 namespace detail {
+
+exposed_ports check_port(std::string_view word) { return read_port(word).marks; }
 
 instruction_body parse_stopsignal(const node& n, char escape) {
     if (n.args.size() != 1) fail("STOPSIGNAL requires exactly one argument");

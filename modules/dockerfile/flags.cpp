@@ -1,5 +1,6 @@
 module;
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <optional>
 #include <span>
@@ -15,8 +16,45 @@ import :detail;
 
 namespace cobuild::dockerfile::detail {
 
+namespace {
+
+/// Insertions, deletions, replacements and swaps of neighbours (optimal string alignment), in words of at most `longest`.
+constexpr std::size_t longest = 32;
+std::size_t slips(std::string_view a, std::string_view b) {
+    std::array<std::array<std::size_t, longest + 1>, 3> rows{};
+    for (std::size_t j = 0; j <= b.size(); ++j) rows[0][j] = j;
+    for (std::size_t i = 1; i <= a.size(); ++i) {
+        auto& row = rows[i % 3];
+        const auto &above = rows[(i + 2) % 3], &before = rows[(i + 1) % 3];
+        row[0] = i;
+        for (std::size_t j = 1; j <= b.size(); ++j) {
+            row[j] = std::min({above[j] + 1, row[j - 1] + 1, above[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1)});
+            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) row[j] = std::min(row[j], before[j - 2] + 1);
+        }
+    }
+    return rows[a.size() % 3][b.size()];
+}
+
+}  // namespace
+
+std::string_view likely(std::string_view word, std::span<const std::string_view> candidates) {
+    std::string_view best;
+    if (word.empty() || word.size() > longest) return best;
+    const std::string lower = to_lower(word);
+    std::size_t best_distance = longest;
+    for (const auto candidate : candidates) {
+        const std::size_t length = std::max(word.size(), candidate.size()), limit = std::min<std::size_t>(3, std::max<std::size_t>(1, length / 3));
+        if (candidate.size() > longest || length - std::min(word.size(), candidate.size()) > limit) continue;
+        const std::size_t distance = slips(lower, to_lower(candidate));
+        if (distance > limit || distance >= best_distance) continue;
+        best = candidate;
+        best_distance = distance;
+    }
+    return best;
+}
+
 std::string suggest(std::string message, std::string_view word, std::span<const std::string_view> candidates) {
-    const std::string_view close = nearest(word, candidates);
+    const std::string_view close = likely(word, candidates);
     if (close.empty() || close == word) return message;
     return cat(message, " (did you mean ", close, "?)");
 }

@@ -77,7 +77,7 @@ instruction_body parse_expose(const node& n) {
     expose_instruction out{n.args};
     std::sort(out.ports.begin(), out.ports.end());
     for (const auto& word : out.ports)
-        if (word.find_first_of("$'\"\\`") == std::string::npos) parse_port(word);
+        if (word.find_first_of("$'\"\\`") == std::string::npos) check_port(word);
     return out;
 }
 

@@ -60,6 +60,9 @@ std::vector<std::string> csv_fields(std::string_view text);
 std::optional<bool> parse_bool(std::string_view text);
 
 // ---------------------------------------------------------------- instructions
+/// The candidate that `word` is a likely slip of the pen for, or nothing. As base's nearest, but two letters swapped are one
+/// slip (FORM for FROM), and cheap enough to be asked for every line of a file.
+std::string_view likely(std::string_view word, std::span<const std::string_view> candidates);
 /// `message`, with the likely slip of the pen behind it.
 std::string suggest(std::string message, std::string_view word, std::span<const std::string_view> candidates);
 
@@ -86,6 +89,8 @@ instruction_body parse_copy(const node& n);
 instruction_body parse_add(const node& n);
 instruction_body parse_healthcheck(const node& n);
 instruction_body parse_stopsignal(const node& n, char escape);
+/// parse_port without the list, which a range makes long.
+exposed_ports check_port(std::string_view word);
 device parse_device(std::string_view csv);
 mount_text check_mount(std::string_view csv, char escape);
 
