@@ -3,6 +3,13 @@
 
 namespace cobuild::cni {
 
+/// Runs `t` as a chain of coroutines of its own: cancellation reaches it, but a `no_cancel` in it does not make the rest of
+/// the caller's chain deaf to cancellation.
+template<class T>
+async::task<T> apart(async::task<T> t) {
+    return async::linked(async::cancel_token{}, std::move(t));
+}
+
 /// A parsed list: `plugins` are the objects as the file has them.
 struct plugin_list {
     std::string name;
@@ -36,7 +43,7 @@ public:
     async::task<json::value> add(plugin_list list, std::string version, call_target target) const;
     /// DEL through the list in reverse, all of it; the first failure, if any, and a warning for each.
     async::task<std::optional<error>> del(plugin_list list, std::string version, call_target target, json::value result) const;
-    [[nodiscard]] const std::vector<std::string>& dirs() const noexcept { return dirs_; }
+    [[nodiscard]] inline const std::vector<std::string>& dirs() const noexcept { return dirs_; }
 
 private:
     async::task<json::value> call(std::string command, json::object plugin, plugin_list list, std::string version, call_target target,

@@ -122,7 +122,7 @@ void caller::check(const plugin_list& list) const {
 
 async::task<std::string> caller::negotiate(plugin_list list) const {
     std::vector<std::string> left = list.versions;
-    for (std::size_t i = 0; left.size() > 1 && i < list.plugins.size(); ++i) {
+    for (std::size_t i = 0; list.versions.size() > 1 && i < list.plugins.size(); ++i) {
         const auto answer = co_await call("VERSION", list.plugins[i].as_object(), list, left.front(), {}, {});
         const auto speaks = json::strings_at(answer.as_object(), "supportedVersions");
         std::erase_if(left, [&](const auto& v) { return std::find(speaks.begin(), speaks.end(), v) == speaks.end(); });
@@ -144,7 +144,7 @@ async::task<json::value> caller::call(std::string command, json::object plugin, 
     std::exception_ptr failed;
     process::output out;
     try {
-        out = co_await programs_->capture(std::move(c), std::move(limits));
+        out = co_await apart(programs_->capture(std::move(c), std::move(limits)));
     } catch (...) {
         failed = std::current_exception();
     }

@@ -87,15 +87,16 @@ public:
         s->ns = co_await rt_.pool().run([] { return new_network_namespace(); });
         co_return attachment{std::move(s)};
     }
-    async::task<void> detach(attachment a) override {
-        // The last close takes the namespace down, which can take the kernel a while.
-        co_await async::no_cancel;
-        co_await rt_.pool().run([gone = std::move(a)]() mutable { gone = {}; });
-    }
+    async::task<void> detach(attachment a) override { return apart(detach_now(std::move(a))); }
     async::task<void> close() override { co_return; }
     [[nodiscard]] cni::kind kind() const noexcept override { return kind::none; }
 
 private:
+    async::task<void> detach_now(attachment a) {
+        // The last close takes the namespace down, which can take the kernel a while.
+        co_await async::no_cancel;
+        co_await rt_.pool().run([gone = std::move(a)]() mutable { gone = {}; });
+    }
     async::runtime& rt_;
 };
 
@@ -111,7 +112,13 @@ public:
     cni_provider(async::runtime& rt, caller plugins, plugin_list list, std::string version, options o)
         : rt_(rt), plugins_(std::move(plugins)), list_(std::move(list)), version_(std::move(version)), options_(std::move(o)), first_(1) {}
 
-    async::task<attachment> attach(std::string id, attach_args args) override {
+    async::task<attachment> attach(std::string id, attach_args args) override { return apart(attach_now(std::move(id), std::move(args))); }
+    async::task<void> detach(attachment a) override { return apart(detach_now(std::move(a))); }
+    async::task<void> close() override { co_return; }
+    [[nodiscard]] cni::kind kind() const noexcept override { return kind::cni; }
+
+private:
+    async::task<attachment> attach_now(std::string id, attach_args args) {
         auto s = std::make_unique<attachment::state>();
         s->target = target_of(std::move(id), args);
         s->poolable = args.hostname.empty() && args.capabilities.empty();
@@ -137,7 +144,7 @@ public:
         co_return attachment{std::move(s)};
     }
 
-    async::task<void> detach(attachment a) override {
+    async::task<void> detach_now(attachment a) {
         co_await async::no_cancel;
         auto* s = a.get();
         if (s == nullptr) co_return;
@@ -147,10 +154,6 @@ public:
         if (!failed) co_await forget(s->entry);
     }
 
-    async::task<void> close() override { co_return; }
-    [[nodiscard]] cni::kind kind() const noexcept override { return kind::cni; }
-
-private:
     static call_target target_of(std::string id, const attach_args& args) {
         if (!valid_id(id)) throw error{errc::invalid, cat("not an identifier for a network attachment: ", quoted(id))};
         if (args.hostname.find_first_of(";=\n") != std::string::npos) throw error{errc::invalid, cat("the host name ", quoted(args.hostname), " cannot be handed to CNI plugins")};
