@@ -29,6 +29,13 @@ struct call_target {
     json::object capabilities;
 };
 
+/// What came of ADD: a result, or a failure and whether everything was taken back.
+struct added {
+    json::value result{};
+    std::exception_ptr failed{};
+    bool undone = true;
+};
+
 /// Runs the plugins of one list.
 class caller {
 public:
@@ -39,8 +46,8 @@ public:
     void check(const plugin_list& list) const;
     /// The best of the list's versions that every plugin speaks; asks them only where there is a choice.
     async::task<std::string> negotiate(plugin_list list) const;
-    /// ADD through the list; the last result. On failure DEL through the whole list, then the failure.
-    async::task<json::value> add(plugin_list list, std::string version, call_target target) const;
+    /// ADD through the list. On failure DEL through the whole list.
+    async::task<added> add(plugin_list list, std::string version, call_target target) const;
     /// DEL through the list in reverse, all of it; the first failure, if any, and a warning for each.
     async::task<std::optional<error>> del(plugin_list list, std::string version, call_target target, json::value result) const;
     [[nodiscard]] inline const std::vector<std::string>& dirs() const noexcept { return dirs_; }
@@ -61,9 +68,17 @@ struct attachment::state {
     cni::addresses addresses;
     call_target target;
     json::value result;
-    std::string entry;        ///< what stands in the ledger
+    std::string entry;         ///< what stands in the ledger
+    bool keep_entry = false;  ///< something could not be taken back
     bool poolable = false;
 };
+
+constexpr const char* interface_name = "eth0";
+
+/// A new namespace, made by a thread that also runs `inside` in it.
+unique_fd new_network_namespace(const std::function<void()>& inside);
+/// In the calling thread's namespace: a link with the addresses a dead step's interface had.
+void add_ghost_interface(std::string_view name, const addresses& had);
 
 /// A descriptor of ours as other programs find it while we live.
 std::string path_of(const unique_fd& fd);

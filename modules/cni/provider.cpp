@@ -8,6 +8,7 @@ module;
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -129,14 +130,17 @@ private:
         if (options_.ledger != nullptr) co_await options_.ledger->record(s->entry);
         std::exception_ptr failed;
         try {
-            s->result = co_await add(s->target);
+            auto got = co_await add(s->target);
+            s->result = std::move(got.result);
+            s->keep_entry = !got.undone;
+            failed = got.failed;
         } catch (...) {
-            failed = std::current_exception();
+            failed = std::current_exception();  // waiting for its turn: nothing was added
         }
         if (!failed) failed = co_await note_result(*s, std::move(entry));
         if (failed) {
             co_await async::no_cancel;
-            co_await forget(s->entry);  // add() has undone what it did
+            if (!s->keep_entry) co_await forget(s->entry);
             co_await close_namespace(std::move(s->ns));
             std::rethrow_exception(failed);
         }
@@ -163,7 +167,7 @@ private:
     }
 
     /// The first ADD of a process makes the bridge: one at a time, here and among processes that share the state directory.
-    async::task<json::value> add(call_target target) {
+    async::task<added> add(call_target target) {
         if (ready_) co_return co_await plugins_.add(list_, version_, std::move(target));
         const auto turn = co_await first_.acquire();
         unique_fd lock;
@@ -171,9 +175,9 @@ private:
             lock = co_await rt_.pool().run([file = options_.lock_file] { return open_lock(file); });
             while (!try_lock(lock.get(), options_.lock_file)) co_await async::sleep_for(std::chrono::milliseconds(20));
         }
-        auto result = co_await plugins_.add(list_, version_, std::move(target));
-        ready_ = true;
-        co_return result;
+        auto out = co_await plugins_.add(list_, version_, std::move(target));
+        ready_ = ready_ || !out.failed;
+        co_return out;
     }
 
     /// The ledger's entry with what ADD gave: plugins find in it what they have to take back. Undoes ADD when that fails.
@@ -192,7 +196,7 @@ private:
             co_return nullptr;
         }
         co_await async::no_cancel;
-        (void)co_await plugins_.del(list_, version_, s.target, s.result);
+        s.keep_entry = (co_await plugins_.del(list_, version_, s.target, s.result)).has_value();
         co_return failed;
     }
 
@@ -264,6 +268,22 @@ async::task<std::unique_ptr<provider>> make_provider(async::runtime& rt, process
     co_return make_host_provider();
 }
 
+namespace {
+
+/// A stand-in for the namespace that died with its process: some plugins (bridge with ipMasq) find the addresses whose rules
+/// they take back at the interface only. Empty where it cannot be made.
+unique_fd ghost_of(const json::value& result) {
+    try {
+        const auto had = addresses_of(result);
+        return new_network_namespace([&] { add_ghost_interface(interface_name, had); });
+    } catch (const error& e) {
+        log(log_level::debug, cat("no stand-in for a dead step's network: ", e.what()));
+        return {};
+    }
+}
+
+}  // namespace
+
 async::task<void> replay(async::runtime& rt, process::spawner& programs, std::string text) {
     const auto entry = json::parse(text);
     const auto& o = entry.as_object();
@@ -271,11 +291,18 @@ async::task<void> replay(async::runtime& rt, process::spawner& programs, std::st
     const auto version = list.versions.front();
     call_target target{.id = json::string_at(o, "id"), .hostname = json::optional_string(o, "hostname").value_or("")};
     if (const auto* capabilities = json::optional_object(o, "capabilities")) target.capabilities = *capabilities;
-    const auto* result = o.find("result");
+    const auto* found = o.find("result");
+    const json::value result = found == nullptr ? json::value{} : *found;
     const caller plugins(programs, json::strings_at(o, "dirs"), nanoseconds{json::int_at(o, "limit")});
-    const auto failed = co_await plugins.del(std::move(list), version, std::move(target), result == nullptr ? json::value{} : *result);
-    if (failed) throw error{*failed};
-    (void)rt;
+    if (!result.is_null()) {
+        const auto ghost = co_await rt.pool().run([result] { return ghost_of(result); });
+        if (ghost) {
+            target.netns = path_of(ghost);
+            if (!co_await plugins.del(list, version, target, result)) co_return;
+            target.netns.clear();
+        }
+    }
+    if (const auto failed = co_await plugins.del(std::move(list), version, std::move(target), result)) throw error{*failed};
 }
 
 }  // namespace cobuild::cni

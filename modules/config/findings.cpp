@@ -50,7 +50,6 @@ constexpr unbuilt not_built[] = {
     {"worker.oci.networkMode", true, "\"bridge\""},
     {"worker.oci.bridgeName"},
     {"worker.oci.bridgeSubnet"},
-    {"worker.oci.cniPoolSize"},
     {"worker.oci.rootless", true},
     {"worker.oci.noProcessSandbox", true},
     {"worker.oci.isolateCgroups", true},
