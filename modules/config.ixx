@@ -36,7 +36,8 @@ struct loaded {
 
 /// The configuration that `text` and the flags give. Throws the first mistake; `filename` is for messages only.
 loaded parse(std::string_view text, std::string filename, const overrides& flags = {});
-/// The same from a file. A missing file is the empty one unless `must_exist` (a path somebody named).
+/// The same from a file. A missing file is the empty one unless `must_exist` (a path somebody named). Without root in a user
+/// namespace the default root is $XDG_DATA_HOME/buildkit or ~/.local/share/buildkit.
 loaded load(const std::filesystem::path& file, bool must_exist, const overrides& flags = {});
 /// Every finding of a file, mistakes first by line; empty when it is in order. Never throws for what the file says.
 std::vector<diagnostic> check(const std::filesystem::path& file);

@@ -7,13 +7,25 @@ module;
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstddef>
 #include <cstring>
 #include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
 
 module cobuild.cni;
 
-import cobuild.base;
+import cobuild.json;
+
+#include "parts.hpp"
 
 namespace cobuild::cni {
 namespace {
@@ -38,12 +50,17 @@ unique_fd make_here() {
 }  // namespace
 
 unique_fd new_network_namespace() {
+    return new_network_namespace([] {});
+}
+
+unique_fd new_network_namespace(const std::function<void()>& inside) {
     unique_fd out;
     std::exception_ptr failed;
     // A thread of its own: it ends in the new namespace, so no thread of ours is ever in a wrong one.
     std::thread([&] {
         try {
             out = make_here();
+            inside();
         } catch (...) {
             failed = std::current_exception();
         }

@@ -2,6 +2,8 @@ module;
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <exception>
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>

@@ -3,6 +3,13 @@
 
 namespace cobuild::cni {
 
+/// Runs `t` as a chain of coroutines of its own: cancellation reaches it, but a `no_cancel` in it does not make the rest of
+/// the caller's chain deaf to cancellation.
+template<class T>
+async::task<T> apart(async::task<T> t) {
+    return async::linked(async::cancel_token{}, std::move(t));
+}
+
 /// A parsed list: `plugins` are the objects as the file has them.
 struct plugin_list {
     std::string name;
@@ -22,6 +29,13 @@ struct call_target {
     json::object capabilities;
 };
 
+/// What came of ADD: a result, or a failure and whether everything was taken back.
+struct added {
+    json::value result{};
+    std::exception_ptr failed{};
+    bool undone = true;
+};
+
 /// Runs the plugins of one list.
 class caller {
 public:
@@ -32,11 +46,11 @@ public:
     void check(const plugin_list& list) const;
     /// The best of the list's versions that every plugin speaks; asks them only where there is a choice.
     async::task<std::string> negotiate(plugin_list list) const;
-    /// ADD through the list; the last result. On failure DEL through the whole list, then the failure.
-    async::task<json::value> add(plugin_list list, std::string version, call_target target) const;
+    /// ADD through the list. On failure DEL through the whole list.
+    async::task<added> add(plugin_list list, std::string version, call_target target) const;
     /// DEL through the list in reverse, all of it; the first failure, if any, and a warning for each.
     async::task<std::optional<error>> del(plugin_list list, std::string version, call_target target, json::value result) const;
-    [[nodiscard]] const std::vector<std::string>& dirs() const noexcept { return dirs_; }
+    [[nodiscard]] inline const std::vector<std::string>& dirs() const noexcept { return dirs_; }
 
 private:
     async::task<json::value> call(std::string command, json::object plugin, plugin_list list, std::string version, call_target target,
@@ -54,9 +68,17 @@ struct attachment::state {
     cni::addresses addresses;
     call_target target;
     json::value result;
-    std::string entry;        ///< what stands in the ledger
+    std::string entry;         ///< what stands in the ledger
+    bool keep_entry = false;  ///< something could not be taken back
     bool poolable = false;
 };
+
+constexpr const char* interface_name = "eth0";
+
+/// A new namespace, made by a thread that also runs `inside` in it.
+unique_fd new_network_namespace(const std::function<void()>& inside);
+/// In the calling thread's namespace: a link with the addresses a dead step's interface had.
+void add_ghost_interface(std::string_view name, const addresses& had);
 
 /// A descriptor of ours as other programs find it while we live.
 std::string path_of(const unique_fd& fd);

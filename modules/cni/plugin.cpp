@@ -4,6 +4,7 @@ module;
 #include <algorithm>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -23,7 +24,6 @@ import cobuild.json;
 namespace cobuild::cni {
 namespace {
 
-constexpr const char* interface_name = "eth0";
 constexpr std::size_t shown_stderr = 2000;
 
 std::string joined(const std::vector<std::string>& dirs, std::string_view between) {
@@ -122,7 +122,7 @@ void caller::check(const plugin_list& list) const {
 
 async::task<std::string> caller::negotiate(plugin_list list) const {
     std::vector<std::string> left = list.versions;
-    for (std::size_t i = 0; left.size() > 1 && i < list.plugins.size(); ++i) {
+    for (std::size_t i = 0; list.versions.size() > 1 && i < list.plugins.size(); ++i) {
         const auto answer = co_await call("VERSION", list.plugins[i].as_object(), list, left.front(), {}, {});
         const auto speaks = json::strings_at(answer.as_object(), "supportedVersions");
         std::erase_if(left, [&](const auto& v) { return std::find(speaks.begin(), speaks.end(), v) == speaks.end(); });
@@ -144,7 +144,7 @@ async::task<json::value> caller::call(std::string command, json::object plugin, 
     std::exception_ptr failed;
     process::output out;
     try {
-        out = co_await programs_->capture(std::move(c), std::move(limits));
+        out = co_await apart(programs_->capture(std::move(c), std::move(limits)));
     } catch (...) {
         failed = std::current_exception();
     }
@@ -169,22 +169,21 @@ async::task<json::value> caller::call(std::string command, json::object plugin, 
     throw error{errc::io, cat(what, " ended well but its answer is no CNI result: ", complaint, said(out.out.empty() ? out.err : out.out))};
 }
 
-async::task<json::value> caller::add(plugin_list list, std::string version, call_target target) const {
-    json::value result;
-    std::exception_ptr failed;
+async::task<added> caller::add(plugin_list list, std::string version, call_target target) const {
+    added out;
     try {
         for (const auto& p : list.plugins) {
-            auto next = co_await call("ADD", p.as_object(), list, version, target, result);
-            result = std::move(next);
+            auto next = co_await call("ADD", p.as_object(), list, version, target, out.result);
+            out.result = std::move(next);
         }
     } catch (...) {
-        failed = std::current_exception();
+        out.failed = std::current_exception();
     }
-    if (!failed) co_return result;
+    if (!out.failed) co_return out;
     co_await async::no_cancel;
     // The last good result goes along: plugins such as firewall find what to take back in it alone.
-    (void)co_await del(std::move(list), std::move(version), std::move(target), std::move(result));
-    std::rethrow_exception(failed);
+    out.undone = !co_await del(std::move(list), std::move(version), std::move(target), out.result);
+    co_return out;
 }
 
 async::task<std::optional<error>> caller::del(plugin_list list, std::string version, call_target target, json::value result) const {

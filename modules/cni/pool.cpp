@@ -2,6 +2,7 @@ module;
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -39,7 +40,6 @@ public:
     }
 
     async::task<void> detach(attachment a) override {
-        co_await async::no_cancel;
         if (closing_ || a.get() == nullptr || !a.get()->poolable) {
             co_await inner_->detach(std::move(a));
             co_return;
@@ -51,7 +51,12 @@ public:
         }
     }
 
-    async::task<void> close() override {
+    async::task<void> close() override { return apart(close_now()); }
+
+    [[nodiscard]] cni::kind kind() const noexcept override { return inner_->kind(); }
+
+private:
+    async::task<void> close_now() {
         closing_ = true;
         work_.cancel();
         co_await async::no_cancel;
@@ -64,9 +69,6 @@ public:
         co_await inner_->close();
     }
 
-    [[nodiscard]] cni::kind kind() const noexcept override { return inner_->kind(); }
-
-private:
     struct idle {
         attachment what;
         clock::time_point since;

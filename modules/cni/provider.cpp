@@ -8,6 +8,7 @@ module;
 #include <chrono>
 #include <cstddef>
 #include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -87,15 +88,16 @@ public:
         s->ns = co_await rt_.pool().run([] { return new_network_namespace(); });
         co_return attachment{std::move(s)};
     }
-    async::task<void> detach(attachment a) override {
-        // The last close takes the namespace down, which can take the kernel a while.
-        co_await async::no_cancel;
-        co_await rt_.pool().run([gone = std::move(a)]() mutable { gone = {}; });
-    }
+    async::task<void> detach(attachment a) override { return apart(detach_now(std::move(a))); }
     async::task<void> close() override { co_return; }
     [[nodiscard]] cni::kind kind() const noexcept override { return kind::none; }
 
 private:
+    async::task<void> detach_now(attachment a) {
+        // The last close takes the namespace down, which can take the kernel a while.
+        co_await async::no_cancel;
+        co_await rt_.pool().run([gone = std::move(a)]() mutable { gone = {}; });
+    }
     async::runtime& rt_;
 };
 
@@ -111,7 +113,13 @@ public:
     cni_provider(async::runtime& rt, caller plugins, plugin_list list, std::string version, options o)
         : rt_(rt), plugins_(std::move(plugins)), list_(std::move(list)), version_(std::move(version)), options_(std::move(o)), first_(1) {}
 
-    async::task<attachment> attach(std::string id, attach_args args) override {
+    async::task<attachment> attach(std::string id, attach_args args) override { return apart(attach_now(std::move(id), std::move(args))); }
+    async::task<void> detach(attachment a) override { return apart(detach_now(std::move(a))); }
+    async::task<void> close() override { co_return; }
+    [[nodiscard]] cni::kind kind() const noexcept override { return kind::cni; }
+
+private:
+    async::task<attachment> attach_now(std::string id, attach_args args) {
         auto s = std::make_unique<attachment::state>();
         s->target = target_of(std::move(id), args);
         s->poolable = args.hostname.empty() && args.capabilities.empty();
@@ -122,14 +130,17 @@ public:
         if (options_.ledger != nullptr) co_await options_.ledger->record(s->entry);
         std::exception_ptr failed;
         try {
-            s->result = co_await add(s->target);
+            auto got = co_await add(s->target);
+            s->result = std::move(got.result);
+            s->keep_entry = !got.undone;
+            failed = got.failed;
         } catch (...) {
-            failed = std::current_exception();
+            failed = std::current_exception();  // waiting for its turn: nothing was added
         }
         if (!failed) failed = co_await note_result(*s, std::move(entry));
         if (failed) {
             co_await async::no_cancel;
-            co_await forget(s->entry);  // add() has undone what it did
+            if (!s->keep_entry) co_await forget(s->entry);
             co_await close_namespace(std::move(s->ns));
             std::rethrow_exception(failed);
         }
@@ -137,7 +148,7 @@ public:
         co_return attachment{std::move(s)};
     }
 
-    async::task<void> detach(attachment a) override {
+    async::task<void> detach_now(attachment a) {
         co_await async::no_cancel;
         auto* s = a.get();
         if (s == nullptr) co_return;
@@ -147,10 +158,6 @@ public:
         if (!failed) co_await forget(s->entry);
     }
 
-    async::task<void> close() override { co_return; }
-    [[nodiscard]] cni::kind kind() const noexcept override { return kind::cni; }
-
-private:
     static call_target target_of(std::string id, const attach_args& args) {
         if (!valid_id(id)) throw error{errc::invalid, cat("not an identifier for a network attachment: ", quoted(id))};
         if (args.hostname.find_first_of(";=\n") != std::string::npos) throw error{errc::invalid, cat("the host name ", quoted(args.hostname), " cannot be handed to CNI plugins")};
@@ -160,7 +167,7 @@ private:
     }
 
     /// The first ADD of a process makes the bridge: one at a time, here and among processes that share the state directory.
-    async::task<json::value> add(call_target target) {
+    async::task<added> add(call_target target) {
         if (ready_) co_return co_await plugins_.add(list_, version_, std::move(target));
         const auto turn = co_await first_.acquire();
         unique_fd lock;
@@ -168,9 +175,9 @@ private:
             lock = co_await rt_.pool().run([file = options_.lock_file] { return open_lock(file); });
             while (!try_lock(lock.get(), options_.lock_file)) co_await async::sleep_for(std::chrono::milliseconds(20));
         }
-        auto result = co_await plugins_.add(list_, version_, std::move(target));
-        ready_ = true;
-        co_return result;
+        auto out = co_await plugins_.add(list_, version_, std::move(target));
+        ready_ = ready_ || !out.failed;
+        co_return out;
     }
 
     /// The ledger's entry with what ADD gave: plugins find in it what they have to take back. Undoes ADD when that fails.
@@ -189,7 +196,7 @@ private:
             co_return nullptr;
         }
         co_await async::no_cancel;
-        (void)co_await plugins_.del(list_, version_, s.target, s.result);
+        s.keep_entry = (co_await plugins_.del(list_, version_, s.target, s.result)).has_value();
         co_return failed;
     }
 
@@ -261,6 +268,22 @@ async::task<std::unique_ptr<provider>> make_provider(async::runtime& rt, process
     co_return make_host_provider();
 }
 
+namespace {
+
+/// A stand-in for the namespace that died with its process: some plugins (bridge with ipMasq) find the addresses whose rules
+/// they take back at the interface only. Empty where it cannot be made.
+unique_fd ghost_of(const json::value& result) {
+    try {
+        const auto had = addresses_of(result);
+        return new_network_namespace([&] { add_ghost_interface(interface_name, had); });
+    } catch (const error& e) {
+        log(log_level::debug, cat("no stand-in for a dead step's network: ", e.what()));
+        return {};
+    }
+}
+
+}  // namespace
+
 async::task<void> replay(async::runtime& rt, process::spawner& programs, std::string text) {
     const auto entry = json::parse(text);
     const auto& o = entry.as_object();
@@ -268,11 +291,18 @@ async::task<void> replay(async::runtime& rt, process::spawner& programs, std::st
     const auto version = list.versions.front();
     call_target target{.id = json::string_at(o, "id"), .hostname = json::optional_string(o, "hostname").value_or("")};
     if (const auto* capabilities = json::optional_object(o, "capabilities")) target.capabilities = *capabilities;
-    const auto* result = o.find("result");
+    const auto* found = o.find("result");
+    const json::value result = found == nullptr ? json::value{} : *found;
     const caller plugins(programs, json::strings_at(o, "dirs"), nanoseconds{json::int_at(o, "limit")});
-    const auto failed = co_await plugins.del(std::move(list), version, std::move(target), result == nullptr ? json::value{} : *result);
-    if (failed) throw error{*failed};
-    (void)rt;
+    if (!result.is_null()) {
+        const auto ghost = co_await rt.pool().run([result] { return ghost_of(result); });
+        if (ghost) {
+            target.netns = path_of(ghost);
+            if (!co_await plugins.del(list, version, target, result)) co_return;
+            target.netns.clear();
+        }
+    }
+    if (const auto failed = co_await plugins.del(std::move(list), version, std::move(target), result)) throw error{*failed};
 }
 
 }  // namespace cobuild::cni

@@ -50,7 +50,6 @@ constexpr unbuilt not_built[] = {
     {"worker.oci.networkMode", true, "\"bridge\""},
     {"worker.oci.bridgeName"},
     {"worker.oci.bridgeSubnet"},
-    {"worker.oci.cniPoolSize"},
     {"worker.oci.rootless", true},
     {"worker.oci.noProcessSandbox", true},
     {"worker.oci.isolateCgroups", true},
@@ -164,13 +163,21 @@ std::optional<std::string> read_text(const std::filesystem::path& file, bool mus
     }
 }
 
-reading read_all(std::string_view text, std::string filename, const overrides& flags) {
+reading read_all(std::string_view text, std::string filename, const overrides& flags, std::string default_root = {}) {
     reading r;
     r.file = std::move(filename);
+    if (!default_root.empty()) r.config.root = std::move(default_root);
     read_toml(r, text);
     apply_flags(r, flags);
     judge(r);
     return r;
+}
+
+/// $VARIABLE, or a folder of the home directory.
+std::filesystem::path below_home(const char* variable, const char* otherwise) {
+    if (const char* v = std::getenv(variable); v != nullptr && *v != '\0') return v;
+    const char* home = std::getenv("HOME");
+    return std::filesystem::path(home == nullptr ? "/" : home) / otherwise;
 }
 
 /// True in a user namespace where we are not called root, as buildkitd decides it.
@@ -211,8 +218,8 @@ std::string to_string(const diagnostic& d) {
     return cat(out, d.level == severity::error ? "error: " : "warning: ", d.message);
 }
 
-loaded parse(std::string_view text, std::string filename, const overrides& flags) {
-    reading r = read_all(text, std::move(filename), flags);
+namespace {
+loaded accept(reading r) {
     const auto mistakes = std::count_if(r.findings.begin(), r.findings.end(), [](const auto& d) { return d.level == severity::error; });
     if (mistakes == 0) return {std::move(r.config), std::move(r.findings)};
     auto& first = r.findings.front();
@@ -223,8 +230,14 @@ loaded parse(std::string_view text, std::string filename, const overrides& flags
     throw e;
 }
 
+}  // namespace
+
+loaded parse(std::string_view text, std::string filename, const overrides& flags) { return accept(read_all(text, std::move(filename), flags)); }
+
 loaded load(const std::filesystem::path& file, bool must_exist, const overrides& flags) {
-    return parse(read_text(file, must_exist).value_or(""), file.string(), flags);
+    std::string root;
+    if (rootless_user()) root = below_home("XDG_DATA_HOME", ".local/share") / "buildkit";
+    return accept(read_all(read_text(file, must_exist).value_or(""), file.string(), flags, std::move(root)));
 }
 
 std::vector<diagnostic> check_text(std::string_view text, std::string filename) { return read_all(text, std::move(filename), {}).findings; }
@@ -239,12 +252,7 @@ std::vector<diagnostic> check(const std::filesystem::path& file) {
 
 std::filesystem::path default_path() {
     if (!rootless_user()) return "/etc/buildkit/buildkitd.toml";
-    const auto value = [](const char* name) {
-        const char* v = std::getenv(name);
-        return std::string(v == nullptr ? "" : v);
-    };
-    if (const auto base = value("XDG_CONFIG_HOME"); !base.empty()) return std::filesystem::path(base) / "buildkit/buildkitd.toml";
-    return std::filesystem::path(value("HOME")) / ".config/buildkit/buildkitd.toml";
+    return below_home("XDG_CONFIG_HOME", ".config") / "buildkit/buildkitd.toml";
 }
 
 }  // namespace cobuild::config

@@ -137,6 +137,15 @@ void apply_worker(const flag_setter& set, const worker_overrides& o, worker_tabl
     set(short_flag + "-max-parallelism", o.max_parallelism);
 }
 
+/// A number is the key `gid`; a name has no key, so it is kept apart.
+void apply_group(reading& r, const flag_setter& set, const std::optional<std::string>& group) {
+    if (!group) return;
+    if (whole(*group)) return set("--group", group);
+    r.config.grpc.group = *group;
+    if (find_unbuilt("grpc.gid") != nullptr)
+        r.report(severity::warning, errc::unsupported, "not supported yet and ignored: --group", std::nullopt);
+}
+
 }  // namespace
 
 std::string type_of(const slot& s) {
@@ -246,7 +255,7 @@ void apply_flags(reading& r, const overrides& o) {
     set("--allow-insecure-entitlement", o.allow_insecure_entitlement);
     set("--addr", o.addr);
     set("--debugaddr", o.debugaddr);
-    if (o.group) c.grpc.group = *o.group;
+    apply_group(r, set, o.group);
     set("--tlscert", o.tlscert);
     set("--tlskey", o.tlskey);
     set("--tlscacert", o.tlscacert);

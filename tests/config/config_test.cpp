@@ -92,7 +92,7 @@ std::vector<key_case> cases() {
         {W, "networkMode = \"\"", [](c x) { return x.oci.network == network_mode::automatic; }, "0"},
         {W, "cniConfigPath = \"/c.json\"", [](c x) { return x.oci.cni_config_path == "/c.json"; }, "0"},
         {W, "cniBinaryPath = \"/bin\"", [](c x) { return x.oci.cni_binary_path == "/bin"; }, "[\"/bin\"]"},
-        {W, "cniPoolSize = 16", [](c x) { return x.oci.cni_pool_size == 16; }, "\"16\"", {"-1"}, true},
+        {W, "cniPoolSize = 16", [](c x) { return x.oci.cni_pool_size == 16; }, "\"16\"", {"-1"}},
         {W, "bridgeName = \"br\"", [](c x) { return x.oci.bridge_name == "br"; }, "0", {}, true},
         {W, "bridgeSubnet = \"10.9.0.0/24\"", [](c x) { return x.oci.bridge_subnet == "10.9.0.0/24"; }, "0", {"\"10.9.0.0\"", "\"10.9.0.0/33\""}, true},
         {W, "binary = \"crun\"", [](c x) { return x.oci.binary == "crun"; }, "true"},
