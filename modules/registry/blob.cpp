@@ -113,10 +113,15 @@ struct transfer {
             async::chunk data(chunk_size());
             std::size_t filled = 0;
             bool end = false;
-            while (filled < data.size() && !end) {
-                const auto n = co_await a.from->read_some(std::span(data).subspan(filled));
-                filled += n;
-                end = n == 0;
+            std::exception_ptr broken;
+            try {
+                while (filled < data.size() && !end) {
+                    const auto n = co_await a.from->read_some(std::span(data).subspan(filled));
+                    filled += n;
+                    end = n == 0;
+                }
+            } catch (const error&) {
+                broken = std::current_exception();  // what came before it counts
             }
             data.resize(filled);
             if (skip > 0) {
@@ -125,6 +130,7 @@ struct transfer {
                 skip -= drop;
             }
             if (!data.empty()) co_await deliver(h, std::move(data));
+            if (broken) std::rethrow_exception(broken);
             if (end || (blob.size != 0 && offset == blob.size && !a.head.content_length)) break;
         }
         if (blob.size != 0 && offset != blob.size) throw host_error{wrong_size(h, offset)};

@@ -181,7 +181,7 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
         }
         const auto location = out.head.headers.get("location");
         if (!is_redirect(out.head.status, what.method) || !location) co_return out;
-        if (++hops > max_redirects) throw host_error{error{errc::unavailable, cat(h.name(), " redirects more than ", max_redirects, " times")}};
+        if (++hops > max_redirects) throw host_error{error{errc::corrupt, cat(h.name(), " redirects more than ", max_redirects, " times")}};
         auto target = out.asked.resolve(*location);
         co_await out.from->discard();
         // Never back to the host with its login after another origin has had a say.
