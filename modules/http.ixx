@@ -194,6 +194,8 @@ public:
     [[nodiscard]] bool reusable() const noexcept;
     /// After a failed send() over TLS: the peer answered in plain text.
     [[nodiscard]] bool peer_is_not_tls() const noexcept;
+    /// The last send() got as far as a connected socket.
+    [[nodiscard]] bool reached() const noexcept;
     void close() noexcept;
 
 private:

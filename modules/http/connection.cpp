@@ -258,6 +258,7 @@ connection::~connection() { state_->reset(); }
 
 const endpoint& connection::server() const noexcept { return state_->wire->server; }
 bool connection::is_open() const noexcept { return state_->wire->is_open(); }
+bool connection::reached() const noexcept { return state_->wire->reached(); }
 bool connection::peer_is_not_tls() const noexcept { return state_->wire->not_tls(); }
 bool connection::reusable() const noexcept { return is_open() && !state_->in_exchange && !state_->wire->peer_closed(); }
 void connection::close() noexcept { state_->reset(); }

@@ -152,6 +152,7 @@ async::task<void> link::dial(endpoint to) {
             s.non_blocking(true);
             s.set_option(tcp::no_delay(true));
             s.set_option(tcp::socket::keep_alive(true));
+            reached_ = true;
             const int seconds = 60;
             ::setsockopt(s.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof seconds);
             co_return;
@@ -202,7 +203,7 @@ async::task<void> link::secure() {
 async::task<void> link::open() {
     const auto self = shared_from_this();
     close();
-    abrupt_ = not_tls_ = expired_ = false;
+    abrupt_ = not_tls_ = expired_ = reached_ = false;
     std::exception_ptr failed;
     try {
         const auto through = options.proxy.proxy_for(server);

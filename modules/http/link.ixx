@@ -32,6 +32,7 @@ public:
     void close() noexcept;
     [[nodiscard]] bool is_open() const noexcept { return io_ != nullptr; }
     [[nodiscard]] bool peer_closed() const noexcept;
+    [[nodiscard]] bool reached() const noexcept { return reached_; }
     [[nodiscard]] bool not_tls() const noexcept { return not_tls_; }
 
     void arm(nanoseconds limit, std::string_view doing);
@@ -75,6 +76,7 @@ private:
     bool counted_ = false;
     bool abrupt_ = false;
     bool not_tls_ = false;
+    bool reached_ = false;
     bool absolute_ = false;
     std::string authorization_;
 };
