@@ -261,6 +261,23 @@ task<void> isolation(bench& b) {
     BOOST_TEST((co_await b.run(s)).out == "CapEff:\t0000000000000000\n");
 }
 
+task<void> insecure_steps_have_what_we_have(bench& b) {
+    const auto root = b.root();
+    auto s = b.sh("grep -E 'CapEff|CapAmb' /proc/self/status | sort -r; grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; test -e /dev/kmsg && echo kmsg",
+                  root.get());
+    s.security = security::insecure;
+    const auto r = co_await b.run(s);
+    const auto all = lines(r.out);
+    BOOST_TEST_REQUIRE(all.size() >= 4U);
+    const auto own = read_file("/proc/self/status");
+    const auto caps = own.substr(own.find("CapEff:") + 8, 16);
+    BOOST_TEST(all[0] == "CapEff:\t" + caps);
+    BOOST_TEST(all[1] == "CapAmb:\t" + caps);
+    BOOST_TEST(all[2] == "Seccomp:\t0");
+    BOOST_TEST(all[3] == "mounted");
+    BOOST_TEST((r.out.find("kmsg") != std::string::npos) == fs::exists("/dev/kmsg"));
+}
+
 task<void> limits(bench& b) {
     const auto root = b.root();
     auto s = b.sh("ulimit -n; ulimit -Hn; stat -f -c %S:%b /dev/shm", root.get());
@@ -504,6 +521,7 @@ constexpr contract_case cases[] = {
     {"working_directory", working_directory},
     {"names_of_hosts", names_of_hosts},
     {"isolation", isolation},
+    {"insecure_steps_have_what_we_have", insecure_steps_have_what_we_have},
     {"limits", limits},
     {"network", network},
     {"bind_mounts", bind_mounts},

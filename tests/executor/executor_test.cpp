@@ -134,9 +134,6 @@ CO_TEST_CASE(what_is_not_there_is_said_by_name) {
         co_return "";
     };
     auto s = small_step("a", root.get(), {"true"});
-    s.security = executor::security::insecure;
-    BOOST_TEST(co_await why(s) == "unsupported: security mode \"insecure\" is not supported");
-    s = small_step("a", root.get(), {"true"});
     s.cgroup_parent = "system.slice:";
     BOOST_TEST((co_await why(s)).starts_with("unsupported: cgroup parents of systemd (\"system.slice:\") are not supported"));
     BOOST_TEST(co_await why(small_step("../x", root.get(), {"true"})) == "invalid: not a step's id: \"../x\"");
