@@ -64,6 +64,8 @@ struct mount {
     unsigned mode = 0400;
 };
 
+/// insecure: every capability this process has, no seccomp, nothing masked or read-only, all devices. That a build may ask
+/// for it was decided before (entitlements).
 enum class security { sandbox, insecure };
 
 /// Soft and hard limit by docker's name ("nofile", "core").

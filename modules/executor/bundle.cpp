@@ -97,11 +97,11 @@ public:
         for (const auto* name : {"rootfs", "m", "t", "state"}) make_dir(tree_, name);
         out_.mounts.push_back(process::attach_mount{tree_, dir_});
         attach(step_.root, cat(dir_, "/rootfs"));
-        out_.stubs.emplace(step_.root, step_.remove_stubs_recursively);
+        out_.stubs.emplace(step_.root);
 
         const auto mounts = sorted_mounts(step_);
         make_cwd(mounts, user);
-        for (const auto* standard : {"/proc", "/dev", "/sys"}) stub(standard, true, mounts);
+        for (const auto* standard : {"/proc", "/dev", "/sys"}) stub(standard, true, mounts, true);
         add_text("/etc/resolv.conf", "resolv.conf", step_.resolv_conf, mounts);
         add_text("/etc/hosts", "hosts", step_.hosts ? *step_.hosts : hosts_text(step_.hostname, step_.extra_hosts), mounts);
         for (const auto& [target, m] : mounts) add(target, *m, mounts);
@@ -126,18 +126,18 @@ private:
     }
 
     /// Makes the mount point, unless another mount covers the place.
-    void stub(const std::string& target, bool directory, const targets& mounts) {
+    void stub(const std::string& target, bool directory, const targets& mounts, bool recursive) {
         for (const auto& [other, m] : mounts)
             if (below(target, other)) return;
         for (const auto* standard : {"/proc", "/dev", "/sys"})
             if (below(target, standard)) return;
-        out_.stubs->make(target, directory);
+        out_.stubs->make(target, directory, recursive);
     }
 
     void add_text(const std::string& target, const std::string& name, const std::optional<std::string>& text, const targets& mounts) {
         if (!text || mounts.contains(target)) return;
         make_file(tree_, name, *text, 0644);
-        stub(target, false, mounts);
+        stub(target, false, mounts, true);
         oci_.push_back({target, "bind", cat(dir_, '/', name), {"bind", "ro", "nosuid", "noexec", "nodev"}});
     }
 
@@ -147,7 +147,7 @@ private:
             std::vector<std::string> options{"nosuid"};
             if (m.size != 0) options.push_back(cat("size=", m.size));
             if (m.readonly) options.emplace_back("ro");
-            stub(target, true, mounts);
+            stub(target, true, mounts, step_.remove_stubs_recursively);
             oci_.push_back({target, "tmpfs", "tmpfs", std::move(options)});
             return;
         }
@@ -164,7 +164,7 @@ private:
         if (::fchmod(file.get(), m.mode & 07777U) < 0) throw_errno("fchmod a secret");
         std::vector<std::string> options{"bind", "ro", "nosuid", "nodev"};
         if ((m.mode & 0111U) == 0) options.emplace_back("noexec");
-        stub(target, false, mounts);
+        stub(target, false, mounts, step_.remove_stubs_recursively);
         oci_.push_back({target, "bind", cat(dir_, '/', name), std::move(options)});
     }
 
@@ -194,7 +194,7 @@ private:
         }
         std::vector<std::string> options{"rbind", "rprivate"};
         if (m.readonly) options.emplace_back("ro");
-        stub(target, directory, mounts);
+        stub(target, directory, mounts, step_.remove_stubs_recursively);
         oci_.push_back({target, "bind", where, std::move(options)});
     }
 

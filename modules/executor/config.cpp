@@ -11,7 +11,9 @@ module;
 
 #include <linux/capability.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 module cobuild.executor;
@@ -26,24 +28,28 @@ namespace {
 
 constexpr std::string_view default_path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-struct capability {
-    std::string_view name;
-    unsigned number;
-};
-constexpr std::array<capability, 14> granted{{
-    {"CAP_CHOWN", CAP_CHOWN}, {"CAP_DAC_OVERRIDE", CAP_DAC_OVERRIDE}, {"CAP_FSETID", CAP_FSETID}, {"CAP_FOWNER", CAP_FOWNER},
-    {"CAP_MKNOD", CAP_MKNOD}, {"CAP_NET_RAW", CAP_NET_RAW}, {"CAP_SETGID", CAP_SETGID}, {"CAP_SETUID", CAP_SETUID},
-    {"CAP_SETFCAP", CAP_SETFCAP}, {"CAP_SETPCAP", CAP_SETPCAP}, {"CAP_NET_BIND_SERVICE", CAP_NET_BIND_SERVICE},
-    {"CAP_SYS_CHROOT", CAP_SYS_CHROOT}, {"CAP_KILL", CAP_KILL}, {"CAP_AUDIT_WRITE", CAP_AUDIT_WRITE},
-}};
+// By number.
+constexpr std::array<std::string_view, 41> names_of_capabilities{
+    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE",
+    "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN",
+    "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE",
+    "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"};
+constexpr std::array<std::string_view, 14> granted{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
+                                                   "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"};
 
-json::array capabilities() {
+bool insecure(const oci_input& in) { return in.step.security == security::insecure; }
+
+/// The granted ones, or every one, as far as this process has them itself.
+json::array capabilities(bool every) {
     __user_cap_header_struct head{.version = _LINUX_CAPABILITY_VERSION_3, .pid = 0};
     std::array<__user_cap_data_struct, 2> data{};
     if (::syscall(SYS_capget, &head, data.data()) < 0) throw_errno("capget");
     json::array out;
-    for (const auto& c : granted)
-        if ((data[c.number / 32].permitted >> c.number % 32 & 1U) != 0 && ::prctl(PR_CAPBSET_READ, c.number) == 1) out.emplace_back(c.name);
+    for (unsigned number = 0; number < names_of_capabilities.size(); ++number) {
+        const auto name = names_of_capabilities[number];
+        const bool wanted = every || std::find(granted.begin(), granted.end(), name) != granted.end();
+        if (wanted && (data[number / 32].permitted >> number % 32 & 1U) != 0 && ::prctl(PR_CAPBSET_READ, number) == 1) out.emplace_back(cat("CAP_", name));
+    }
     return out;
 }
 
@@ -88,13 +94,18 @@ json::array limits(const step& s) {
 json::object process_part(const oci_input& in) {
     json::array groups;
     for (const auto g : in.user.groups) groups.emplace_back(g);
-    const auto caps = capabilities();
+    const auto caps = capabilities(insecure(in));
+    json::object sets{{"bounding", caps}, {"effective", caps}, {"permitted", caps}};
+    if (insecure(in)) {
+        sets.set("inheritable", caps);
+        sets.set("ambient", caps);
+    }
     json::object out{{"terminal", false},
                      {"user", json::object{{"uid", in.user.uid}, {"gid", in.user.gid}, {"additionalGids", std::move(groups)}}},
                      {"args", in.step.args},
                      {"env", environment(in)},
                      {"cwd", clean_path(in.step.cwd)},
-                     {"capabilities", json::object{{"bounding", caps}, {"effective", caps}, {"permitted", caps}}},
+                     {"capabilities", std::move(sets)},
                      {"noNewPrivileges", false}};
     if (auto l = limits(in.step); !l.empty()) out.set("rlimits", std::move(l));
     return out;
@@ -115,10 +126,17 @@ json::array mounts_part(const oci_input& in) {
         {"/sys", "sysfs", "sysfs", with(closed, {"ro"})},
         {"/sys/fs/cgroup", "cgroup", "cgroup", with(closed, {"relatime", "ro"})},
     };
-    // A mount of the step's own takes the place of a standard one.
-    for (const auto& m : in.mounts) {
-        std::erase_if(all, [&](const oci_mount& standard) { return standard.target == m.target; });
-        all.push_back(m);
+    if (insecure(in))
+        for (auto& m : all) std::erase(m.options, "ro");
+    // A mount of the step's own takes the place of a standard one; outer ones come before inner ones.
+    auto own = in.mounts;
+    std::sort(own.begin(), own.end(), [](const oci_mount& a, const oci_mount& b) { return a.target < b.target; });
+    for (auto& m : own) {
+        const auto standard = std::find_if(all.begin(), all.end(), [&](const oci_mount& one) { return one.target == m.target; });
+        if (standard != all.end())
+            *standard = std::move(m);
+        else
+            all.push_back(std::move(m));
     }
     json::array out;
     for (const auto& m : all)
@@ -126,10 +144,10 @@ json::array mounts_part(const oci_input& in) {
     return out;
 }
 
-json::object resources_part(const step& s) {
+json::object resources_part(const oci_input& in) {
     // Everything is denied; the runtime adds the standard devices it creates.
-    json::object out{{"devices", json::array{json::object{{"allow", false}, {"access", "rwm"}}}}};
-    const auto& r = s.resources;
+    json::object out{{"devices", json::array{json::object{{"allow", insecure(in)}, {"access", "rwm"}}}}};
+    const auto& r = in.step.resources;
     json::object memory;
     if (r.memory != 0) memory.set("limit", r.memory);
     if (r.memory_swap != 0) memory.set("swap", r.memory_swap);
@@ -144,16 +162,33 @@ json::object resources_part(const step& s) {
     return out;
 }
 
+/// Device files of the host that an unconfined step gets on top of the standard ones.
+json::array devices_part() {
+    std::vector<std::string> paths{"/dev/kmsg", "/dev/cuse", "/dev/fuse", "/dev/kvm", "/dev/net/tun", "/dev/loop-control"};
+    for (int n = 0; n < 8; ++n) paths.push_back(cat("/dev/loop", n));
+    json::array out;
+    for (const auto& path : paths) {
+        struct stat info{};
+        if (::stat(path.c_str(), &info) < 0 || (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode))) continue;
+        out.emplace_back(json::object{{"path", path}, {"type", S_ISCHR(info.st_mode) ? "c" : "b"}, {"major", ::major(info.st_rdev)}, {"minor", ::minor(info.st_rdev)},
+                                      {"fileMode", info.st_mode & 0777U}, {"uid", info.st_uid}, {"gid", info.st_gid}});
+    }
+    return out;
+}
+
 json::object linux_part(const oci_input& in) {
     json::array namespaces;
     for (const auto* kind : {"pid", "ipc", "uts", "mount"}) namespaces.emplace_back(json::object{{"type", kind}});
     if (host_cgroups() == cgroup_mode::unified) namespaces.emplace_back(json::object{{"type", "cgroup"}});
-    return {{"cgroupsPath", in.cgroup},
-            {"resources", resources_part(in.step)},
-            {"namespaces", std::move(namespaces)},
-            {"maskedPaths", json::array{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-                                        "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"}},
-            {"readonlyPaths", json::array{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}}};
+    json::object out{{"cgroupsPath", in.cgroup}, {"resources", resources_part(in)}, {"namespaces", std::move(namespaces)}};
+    if (insecure(in)) {
+        out.set("devices", devices_part());
+        return out;
+    }
+    out.set("maskedPaths", json::array{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+                                       "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"});
+    out.set("readonlyPaths", json::array{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"});
+    return out;
 }
 
 }  // namespace
@@ -166,6 +201,7 @@ std::string oci_config(const oci_input& in) {
                            {"mounts", mounts_part(in)},
                            {"linux", linux_part(in)}};
     auto text = json::serialize(all, {.escape_html = false});
+    if (insecure(in)) return text;
     // The profile is the same for every step and the longest part: written once. "linux" is last, so both braces are its and ours.
     text.resize(text.size() - 2);
     return cat(text, ",\"seccomp\":", seccomp_profile_json(), "}}");

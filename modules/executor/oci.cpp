@@ -41,7 +41,6 @@ bool plain_name(std::string_view text) {
 }
 
 void check(step& s) {
-    if (s.security == security::insecure) throw error{errc::unsupported, "security mode \"insecure\" is not supported"};
     if (!plain_name(s.id)) throw error{errc::invalid, cat("not a step's id: ", cobuild::quoted(s.id))};
     if (s.args.empty() || s.args.front().empty()) throw error{errc::invalid, "the step has no command"};
     if (s.root < 0) throw error{errc::internal, "the step has no root file system"};

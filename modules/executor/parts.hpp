@@ -17,11 +17,12 @@ std::string clean_path(std::string_view path, std::string_view base = "/");
 /// directories around them, and removed after it.
 class mount_stubs {
 public:
-    mount_stubs(int root, bool recursive) noexcept;
+    explicit mount_stubs(int root) noexcept;
     mount_stubs(mount_stubs&&) noexcept = default;
     mount_stubs& operator=(mount_stubs&&) noexcept = default;
     ~mount_stubs();
-    void make(const std::string& target, bool directory);
+    /// `recursive`: directories made above the mount point are removed as well.
+    void make(const std::string& target, bool directory, bool recursive);
     /// Removes those that are still empty. Their parents get their times back, or keep those the step gave them.
     void remove() noexcept;
 
@@ -34,7 +35,6 @@ private:
         struct ::timespec after;  ///< the parent's modification time once the stub was there
     };
     int root_;
-    bool recursive_;
     std::vector<stub> stubs_;
 };
 

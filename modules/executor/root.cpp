@@ -86,15 +86,15 @@ void make_directories(int root, std::string_view path, unsigned uid, unsigned gi
     }
 }
 
-mount_stubs::mount_stubs(int root, bool recursive) noexcept : root_(root), recursive_(recursive) {}
+mount_stubs::mount_stubs(int root) noexcept : root_(root) {}
 mount_stubs::~mount_stubs() { remove(); }
 
-void mount_stubs::make(const std::string& target, bool directory) {
+void mount_stubs::make(const std::string& target, bool directory, bool recursive) {
     if (target == "/") return;
     auto [at, missing] = longest_existing(root_, target);
     for (std::size_t i = 0; i < missing.size(); ++i) {
         const bool last = i + 1 == missing.size();
-        stub s{.name = missing[i], .removable = last || recursive_};
+        stub s{.name = missing[i], .removable = last || recursive};
         struct stat info{};
         if (::fstat(at.get(), &info) < 0 || !S_ISDIR(info.st_mode)) return;
         s.before[0] = info.st_atim;

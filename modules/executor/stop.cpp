@@ -1,5 +1,4 @@
 module;
-#include <algorithm>
 #include <charconv>
 #include <chrono>
 #include <csignal>
@@ -10,6 +9,7 @@ module;
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -36,16 +36,21 @@ namespace {
 struct member {
     int pid = -1;
     unique_fd pidfd{};
+    std::string program{};  ///< its command line
     bool first = false;    ///< of its PID namespace: ignores every signal it does not catch
     bool catches = false;  ///< SIGTERM
     void signal(int number) const { ::syscall(SYS_pidfd_send_signal, pidfd.get(), number, nullptr, 0U); }
 };
 
+std::string proc_text(int pid, const char* name) {
+    std::ifstream in(cat("/proc/", pid, '/', name), std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
 std::optional<member> look_at(int pid) {
-    member out{.pid = pid, .pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U)))};
+    member out{.pid = pid, .pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U))), .program = proc_text(pid, "cmdline")};
     if (!out.pidfd) return std::nullopt;
-    std::ifstream in(cat("/proc/", pid, "/status"));
-    const std::string text{std::istreambuf_iterator<char>(in), {}};
+    const auto text = proc_text(pid, "status");
     for (const auto line : split(text, '\n')) {
         if (line.starts_with("NSpid:")) {
             out.first = line.substr(line.find_last_of('\t') + 1) == "1";
@@ -59,18 +64,18 @@ std::optional<member> look_at(int pid) {
     return out;
 }
 
-/// Sends SIGTERM round, once to each process.
+/// Sends SIGTERM round, once to each process and program: a shell's child takes the signal for the shell's own handler until
+/// it has executed its command, and then knows nothing of it.
 class request_to_end {
 public:
-    /// Also to those that were just being forked when it was last called. False when nobody is left to wait for.
+    /// Also to those that were just being started when it was last called. False when nobody is left to wait for.
     bool send(const std::vector<int>& pids) {
         std::vector<const member*> fresh;
         for (const int pid : pids) {
-            if (std::any_of(asked_.begin(), asked_.end(), [&](const auto& m) { return m->pid == pid; })) continue;
-            if (auto m = look_at(pid)) {
-                asked_.push_back(std::make_unique<member>(std::move(*m)));
-                fresh.push_back(asked_.back().get());
-            }
+            auto& known = asked_[pid];
+            if (known && known->program == proc_text(pid, "cmdline")) continue;
+            known = look_at(pid);
+            if (known) fresh.push_back(&*known);
         }
         for (const auto* m : fresh)
             if (m->first && !m->catches) {
@@ -83,7 +88,7 @@ public:
     }
 
 private:
-    std::vector<std::unique_ptr<member>> asked_;
+    std::map<int, std::optional<member>> asked_;
     int deaf_first_ = -1;
 };
 

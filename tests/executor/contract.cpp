@@ -1,4 +1,5 @@
 #include "executor/contract.hpp"
+#include "executor/tree.hpp"
 #include "support/support.hpp"
 
 #include <algorithm>
@@ -17,7 +18,6 @@
 
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -47,35 +47,13 @@ class bench {
 public:
     bench(async::runtime& runtime, const make_runner& make) : rt(runtime) {
         fs::create_directories(dir / "work");
-        for (const auto* d : {"bin", "etc", "tmp", "home/joe"}) fs::create_directories(base() / d);
-        fs::copy_file("/bin/busybox", base() / "bin/busybox");
-        for (const auto* name : {"sh", "cat", "ls", "id", "stat", "env", "sleep", "mount", "umount", "touch", "hostname", "mkdir", "unshare", "ps", "dd", "grep",
-                                 "true", "wc", "head", "date", "rm", "ip", "sort", "chmod", "kill", "echo", "test"})
-            fs::create_symlink("busybox", base() / "bin" / name);
-        write_file(base() / "etc/passwd", "root:x:0:0:root:/root:/bin/sh\njoe:x:1000:1001:Joe:/home/joe:/bin/sh\n");
-        write_file(base() / "etc/group", "root:x:0:\nwheel:x:10:root,joe\nusers:x:1001:\nextra:x:2000:joe\n");
-        fs::permissions(base() / "tmp", fs::perms::all | fs::perms::sticky_bit);
+        busybox_tree(base());
         runner.reset(static_cast<executor::runner*>(make(&runtime, &programs, (dir / "work").string())));
     }
     [[nodiscard]] fs::path base() const { return dir / "base"; }
 
     /// A fresh writable root; its layer is upper(n).
-    unique_fd root() {
-        const auto n = std::to_string(roots_++);
-        fs::create_directories(dir / ("upper" + n));
-        fs::create_directories(dir / ("ovl" + n));
-        const unique_fd context(::fsopen("overlay", FSOPEN_CLOEXEC));
-        const auto set = [&](const char* key, const std::string& value) {
-            BOOST_REQUIRE(::fsconfig(context.get(), FSCONFIG_SET_STRING, key, value.c_str(), 0) == 0);
-        };
-        set("lowerdir", base());
-        set("upperdir", dir / ("upper" + n));
-        set("workdir", dir / ("ovl" + n));
-        BOOST_REQUIRE(::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) == 0);
-        unique_fd tree(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
-        BOOST_REQUIRE(tree.get() >= 0);
-        return tree;
-    }
+    unique_fd root() { return unique_fd(overlay_root(dir.path(), roots_++)); }
     [[nodiscard]] fs::path upper(int n) const { return dir / ("upper" + std::to_string(n)); }
 
     step sh(std::string script, int root) {
@@ -281,6 +259,23 @@ task<void> isolation(bench& b) {
     auto s = b.sh("grep CapEff /proc/self/status", root.get());
     s.user = "joe";
     BOOST_TEST((co_await b.run(s)).out == "CapEff:\t0000000000000000\n");
+}
+
+task<void> insecure_steps_have_what_we_have(bench& b) {
+    const auto root = b.root();
+    auto s = b.sh("grep -E 'CapEff|CapAmb' /proc/self/status | sort -r; grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; test -e /dev/kmsg && echo kmsg",
+                  root.get());
+    s.security = security::insecure;
+    const auto r = co_await b.run(s);
+    const auto all = lines(r.out);
+    BOOST_TEST_REQUIRE(all.size() >= 4U);
+    const auto own = read_file("/proc/self/status");
+    const auto caps = own.substr(own.find("CapEff:") + 8, 16);
+    BOOST_TEST(all[0] == "CapEff:\t" + caps);
+    BOOST_TEST(all[1] == "CapAmb:\t" + caps);
+    BOOST_TEST(all[2] == "Seccomp:\t0");
+    BOOST_TEST(all[3] == "mounted");
+    BOOST_TEST((r.out.find("kmsg") != std::string::npos) == fs::exists("/dev/kmsg"));
 }
 
 task<void> limits(bench& b) {
@@ -526,6 +521,7 @@ constexpr contract_case cases[] = {
     {"working_directory", working_directory},
     {"names_of_hosts", names_of_hosts},
     {"isolation", isolation},
+    {"insecure_steps_have_what_we_have", insecure_steps_have_what_we_have},
     {"limits", limits},
     {"network", network},
     {"bind_mounts", bind_mounts},
