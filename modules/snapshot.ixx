@@ -94,7 +94,6 @@ public:
     class body;
 
 private:
-    friend class store;
     friend struct access;
     explicit writable(std::unique_ptr<body> b) noexcept;
     std::unique_ptr<body> body_;
@@ -136,7 +135,8 @@ enum class sharing {
     locked,    ///< waits for its turn, first come first served within a process
 };
 
-/// Directories of one `id` but different seeds or owners are different directories, as in BuildKit.
+/// Requests of one `id` but different seeds, owners or modes get different directories, as in BuildKit (O-CA-06). Prefer owner
+/// and mode to a seed made of them: they survive the removal of the seed's layers.
 struct cache_request {
     std::string id;
     snapshot::sharing sharing = snapshot::sharing::shared;
@@ -193,9 +193,10 @@ public:
     store& operator=(const store&) = delete;
     [[nodiscard]] virtual std::string_view name() const noexcept = 0;  ///< "overlayfs" or "native"
 
-    [[nodiscard]] virtual async::task<writable> begin(chain lower) = 0;
-    [[nodiscard]] virtual async::task<layer> commit(writable w, commit_info info) = 0;
-    [[nodiscard]] virtual async::task<snapshot::view> view(chain c) = 0;
+    /// A new empty layer on top of `lower`. The root directory has the mode and owner of the chain's (0755 root when empty).
+    [[nodiscard]] async::task<writable> begin(chain lower);
+    [[nodiscard]] async::task<layer> commit(writable w, commit_info info);
+    [[nodiscard]] async::task<snapshot::view> view(chain c);
 
     [[nodiscard]] async::task<unpacking> begin_unpack();
     /// When the same layer (by chain_id, else by diff_id) is here already, by whomever, that one is the result and `u` is
@@ -232,6 +233,8 @@ public:
 
 protected:
     explicit store(std::shared_ptr<common> c) noexcept;
+    [[nodiscard]] virtual std::unique_ptr<writable::body> begin_on(chain lower) = 0;
+    [[nodiscard]] virtual snapshot::view view_of(chain c) = 0;
     std::shared_ptr<common> common_;
 };
 
