@@ -2,8 +2,8 @@
 ///
 /// Words (docs/architecture.md, "Layers and chains"). A *layer* is one committed directory in overlayfs form; it never
 /// changes. A *chain* is a list of layers, bottom first. A *writable* is a layer being written on top of a chain. A *view* is
-/// a chain to look at. Mounts are descriptors of detached mounts: use them with openat, or move_mount them (once) into a
-/// step's namespace; they are gone with their last descriptor.
+/// a chain to look at. Mounts are descriptors of detached mounts (O_PATH: use them with openat and the other ...at calls), or
+/// move_mount them (once) into a step's namespace; they are gone with their last descriptor.
 ///
 /// Lifetimes. A layer may be removed (prune) by any process unless it is pinned. What this module returns as `layer` is
 /// pinned by its `keep`; writables and views pin their chains. Ids read from elsewhere (a cache record) are first held:

@@ -87,7 +87,7 @@ candidate make(const std::shared_ptr<store::common>& c, const cache_request& r, 
     else if (::fchown(work.fs.get(), r.uid, r.gid) != 0 || ::fchmod(work.fs.get(), r.mode & 07777) != 0) throw_errno(cat("cannot make a cache directory below ", c->where()));
     unique_fd lock(::openat(work.dir.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
     if (!lock || !try_lock(lock.get(), r.sharing == sharing::shared ? LOCK_SH : LOCK_EX)) throw_errno(cat("cannot make a cache directory below ", c->where()));
-    auto made = work.publish({.kind = std::string(kind), .description = r.description, .cache_key = key});
+    auto made = work.publish({.kind = std::string(kind), .description = r.description, .cache_key = key}).first;
     return {made.id, std::move(made.keep), std::move(lock)};
 }
 

@@ -243,7 +243,7 @@ std::pair<chain, state::pin> flattened(const std::shared_ptr<store::common>& c, 
     if (!flat) {
         unfinished work(c);
         merge_layers(*c, bottom, work.fs.get());
-        flat = work.publish({.kind = "internal", .description = cat(count, " layers copied together"), .whiteouts = false, .flat_key = key});
+        flat = work.publish({.kind = "internal", .description = cat(count, " layers copied together"), .whiteouts = false, .flat_key = key}).first;
     }
     chain out{{flat->id}};
     out.layers.insert(out.layers.end(), whole.layers.begin() + static_cast<std::ptrdiff_t>(count), whole.layers.end());

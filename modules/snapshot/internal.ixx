@@ -57,8 +57,8 @@ struct store::common : std::enable_shared_from_this<store::common> {
     void open_records();
     /// The newest row of a key, pinned; empty when there is none whose directory is still here.
     std::optional<layer> find(std::string_view column, const db::argument& key);
-    /// Gives the finished directory active/<name> its number and its row, or finds that the same layer is here.
-    layer publish(const std::string& name, record r);
+    /// Gives the finished directory active/<name> its number and its row; or (true) finds that the same layer is here.
+    std::pair<layer, bool> publish(const std::string& name, record r);
     bool remove(layer_id id);
     void set_blob(layer_id id, const layer_blob& b);
     std::vector<layer_blob> blobs_of(layer_id id);
@@ -103,7 +103,7 @@ public:
     ~unfinished();
     unfinished(const unfinished&) = delete;
     unfinished& operator=(const unfinished&) = delete;
-    layer publish(record r);
+    std::pair<layer, bool> publish(record r);  ///< see common::publish
 
     std::shared_ptr<store::common> owner;
     std::string name;

@@ -52,9 +52,11 @@ unfinished::unfinished(std::shared_ptr<store::common> c, unsigned mode) : owner(
     if (::mkdirat(at, name.c_str(), 0700) != 0) throw_errno(what);
     scope_exit undo([&] { state::remove_tree(at, name); });
     dir.reset(::openat(at, name.c_str(), flags));
-    if (!dir || ::mkdirat(dir.get(), "fs", 0755) != 0) throw_errno(what);
+    if (!dir || ::mkdirat(dir.get(), "fs", mode) != 0) throw_errno(what);
     fs.reset(::openat(dir.get(), "fs", flags));
-    if (!fs || ::fchmod(fs.get(), mode) != 0) throw_errno(what);
+    struct stat st{};
+    if (!fs || ::fstat(fs.get(), &st) != 0) throw_errno(what);
+    if ((st.st_mode & 07777) != mode && ::fchmod(fs.get(), mode) != 0) throw_errno(what);  // the umask's doing
     undo.dismiss();
 }
 
@@ -67,10 +69,9 @@ unfinished::~unfinished() {
     }
 }
 
-layer unfinished::publish(record r) {
+std::pair<layer, bool> unfinished::publish(record r) {
     auto out = owner->publish(name, std::move(r));
-    // still there: the same layer was found and ours is not needed
-    pending_ = ::faccessat(owner->active.get(), name.c_str(), F_OK, 0) == 0;
+    pending_ = out.second;
     return out;
 }
 
@@ -108,7 +109,7 @@ async::task<layer> store::commit(writable w, commit_info info) {
         b.finish();
         record r{.kind = std::move(info.kind), .description = std::move(info.description), .size = info.size, .whiteouts = !b.lower.layers.empty()};
         if (!b.lower.layers.empty()) r.parent = b.lower.layers.back();
-        return b.work.publish(std::move(r));
+        return b.work.publish(std::move(r)).first;
     });
 }
 
@@ -127,10 +128,9 @@ async::task<layer> store::commit(unpacking u, pulled_info info) {
         record r{.kind = info.kind, .description = info.description, .size = info.size, .diff_id = info.diff_id, .chain_id = info.chain_id, .whiteouts = info.whiteouts};
         if (info.blob) r.blobs.push_back(*info.blob);
         auto& work = access::of(u).work;
-        const auto id = work.publish(std::move(r));
-        const bool adopted = ::faccessat(c->active.get(), work.name.c_str(), F_OK, 0) == 0;
-        if (adopted && info.blob) c->set_blob(id.id, *info.blob);
-        return id;
+        auto [out, adopted] = work.publish(std::move(r));
+        if (adopted && info.blob) c->set_blob(out.id, *info.blob);
+        return std::move(out);
     });
 }
 

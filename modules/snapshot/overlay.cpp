@@ -53,7 +53,7 @@ public:
     }
 
     void finish() override {
-        for (unsigned i = 0; i < mounts_; ++i) state::remove_tree(work.dir.get(), cat("work", i));
+        for (unsigned i = 0; i < mounts_; ++i) work.owner->dir->discard(work.dir.get(), cat("work", i));
     }
 
 private:
@@ -62,11 +62,14 @@ private:
 
 /// Gives a new layer's root the mode, owner and time of the chain's.
 void inherit_root(const store::common& c, const chain& lower, int fs) {
-    struct stat st{};
+    struct stat st{}, mine{};
     const auto top = cat(lower.layers.back().value, "/fs");
     if (::fstatat(c.layers.get(), top.c_str(), &st, 0) != 0) throw_errno(cat("cannot look at the layer ", lower.layers.back().value));
     const std::array<::timespec, 2> times{st.st_atim, st.st_mtim};
-    if (::fchown(fs, st.st_uid, st.st_gid) != 0 || ::fchmod(fs, st.st_mode & 07777) != 0 || ::futimens(fs, times.data()) != 0) {
+    if (::fstat(fs, &mine) != 0) throw_errno(cat("cannot make a layer below ", c.where()));
+    const bool owner = mine.st_uid != st.st_uid || mine.st_gid != st.st_gid;
+    const bool mode = owner || mine.st_mode != st.st_mode;
+    if ((owner && ::fchown(fs, st.st_uid, st.st_gid) != 0) || (mode && ::fchmod(fs, st.st_mode & 07777) != 0) || ::futimens(fs, times.data()) != 0) {
         throw_errno(cat("cannot make a layer below ", c.where()));
     }
 }

@@ -210,7 +210,7 @@ std::optional<layer> store::common::find(std::string_view column, const db::argu
     return std::nullopt;
 }
 
-layer store::common::publish(const std::string& name, record r) {
+std::pair<layer, bool> store::common::publish(const std::string& name, record r) {
     r.boot = dir->boot_id();
     if (r.created == time_point{}) r.created = now();
     write_file(active.get(), cat(name, "/self"), encode_self(r), false);
@@ -228,8 +228,8 @@ layer store::common::publish(const std::string& name, record r) {
         if (!r.flat_key.empty()) return ask("flat_key", r.flat_key);
         return std::nullopt;
     };
-    return dir->database().write([&](db::connection& c) -> layer {
-        if (auto there = same(c)) return std::move(*there);
+    return dir->database().write([&](db::connection& c) -> std::pair<layer, bool> {
+        if (auto there = same(c)) return {std::move(*there), true};
         const auto id = insert(c, r);
         raise_bound(id.value);
         const auto place = cat(id.value);
@@ -242,7 +242,7 @@ layer store::common::publish(const std::string& name, record r) {
         state::crash_point("layer-placed");
         auto keep = pins.hold(id.value);
         if (!keep) throw error{errc::internal, cat("the new layer ", id.value, " is being removed")};
-        return {.id = id, .keep = std::move(*keep)};
+        return {layer{.id = id, .keep = std::move(*keep)}, false};
     });
 }
 
