@@ -2,8 +2,8 @@
 ///
 /// Words (docs/architecture.md, "Layers and chains"). A *layer* is one committed directory in overlayfs form; it never
 /// changes. A *chain* is a list of layers, bottom first. A *writable* is a layer being written on top of a chain. A *view* is
-/// a chain to look at. Mounts are descriptors of detached mounts: use them with openat, or move_mount them (once) into a
-/// step's namespace; they are gone with their last descriptor.
+/// a chain to look at. Mounts are descriptors of detached mounts (O_PATH: use them with openat and the other ...at calls), or
+/// move_mount them (once) into a step's namespace; they are gone with their last descriptor.
 ///
 /// Lifetimes. A layer may be removed (prune) by any process unless it is pinned. What this module returns as `layer` is
 /// pinned by its `keep`; writables and views pin their chains. Ids read from elsewhere (a cache record) are first held:
@@ -94,7 +94,6 @@ public:
     class body;
 
 private:
-    friend class store;
     friend struct access;
     explicit writable(std::unique_ptr<body> b) noexcept;
     std::unique_ptr<body> body_;
@@ -136,7 +135,8 @@ enum class sharing {
     locked,    ///< waits for its turn, first come first served within a process
 };
 
-/// Directories of one `id` but different seeds or owners are different directories, as in BuildKit.
+/// Requests of one `id` but different seeds, owners or modes get different directories, as in BuildKit (O-CA-06). Prefer owner
+/// and mode to a seed made of them: they survive the removal of the seed's layers.
 struct cache_request {
     std::string id;
     snapshot::sharing sharing = snapshot::sharing::shared;
@@ -193,9 +193,10 @@ public:
     store& operator=(const store&) = delete;
     [[nodiscard]] virtual std::string_view name() const noexcept = 0;  ///< "overlayfs" or "native"
 
-    [[nodiscard]] virtual async::task<writable> begin(chain lower) = 0;
-    [[nodiscard]] virtual async::task<layer> commit(writable w, commit_info info) = 0;
-    [[nodiscard]] virtual async::task<snapshot::view> view(chain c) = 0;
+    /// A new empty layer on top of `lower`. The root directory has the mode and owner of the chain's (0755 root when empty).
+    [[nodiscard]] async::task<writable> begin(chain lower);
+    [[nodiscard]] async::task<layer> commit(writable w, commit_info info);
+    [[nodiscard]] async::task<snapshot::view> view(chain c);
 
     [[nodiscard]] async::task<unpacking> begin_unpack();
     /// When the same layer (by chain_id, else by diff_id) is here already, by whomever, that one is the result and `u` is
@@ -232,6 +233,8 @@ public:
 
 protected:
     explicit store(std::shared_ptr<common> c) noexcept;
+    [[nodiscard]] virtual std::unique_ptr<writable::body> begin_on(chain lower) = 0;
+    [[nodiscard]] virtual snapshot::view view_of(chain c) = 0;
     std::shared_ptr<common> common_;
 };
 

@@ -1,0 +1,2 @@
+#include "snapshot/world.hpp"
+import cobuild.base;
