@@ -28,6 +28,7 @@ export module cobuild.cache;
 import cobuild.base;
 import cobuild.async;
 import cobuild.fs;
+import cobuild.db;
 
 export namespace cobuild::cache {
 
@@ -105,6 +106,8 @@ public:
 };
 
 std::shared_ptr<storage> make_memory_storage();
+/// In the tables "cache_*" of a database, which are made or brought up to date. Shared with other processes.
+std::shared_ptr<storage> make_storage(std::shared_ptr<db::database> file);
 
 // ---------------------------------------------------------------- memo
 
@@ -199,8 +202,16 @@ struct file_header {
 /// hashes the bytes on the way and gets the digest that hash_tree() finds in the copy.
 digest file_digest(const file_header& header, const digest& data);
 
-/// Directory digest from its own file_digest and its children's (name, digest); sorts by name itself.
-digest directory_digest(const digest& own, std::vector<std::pair<std::string, digest>> children);
+/// The digest of a directory from its own file_digest and its children's names and digests, in byte order of the names.
+class directory_hasher {
+public:
+    explicit directory_hasher(const digest& own);
+    void child(std::string_view name, const digest& d);
+    digest finish();
+
+private:
+    hasher hash_;
+};
 
 /// Over the names and values that `fd` has, sorted, without `security.*` (but with security.capability) and `system.*`; empty when none is left.
 digest xattrs_digest(int fd);
@@ -223,14 +234,18 @@ struct hash_options {
     async::cancel_token cancelled{};
 };
 
-/// The digest of the selected part of the directory tree below descriptor `root`, which is never left. Device and socket
+/// The digest of the selected part (its own name does not count) of the directory tree below descriptor `root`, which is never left. Device and socket
 /// files count by their header. Throws errc::not_found naming the path when a selector without wildcard names nothing (a
 /// wildcard may match nothing), errc::io for a file that changed while it was read twice.
 digest hash_tree(int root, const selector& what, const hash_options& options = {});
 /// Several at once: the order counts.
 digest hash_tree(int root, std::span<const selector> what, const hash_options& options = {});
 
+struct hashed_file {
+    fs::file_info info;  ///< the state in which it was read
+    file_value value;
+};
 /// Bytes and xattrs of the regular file `fd`, from the memo where it counts; read a second time when it changed meanwhile.
-file_value hash_file(int fd, std::uint64_t fs, std::string_view name, stat_memo* memo, const async::cancel_token& cancelled = {});
+hashed_file hash_file(int fd, std::uint64_t fs, std::string_view name, stat_memo* memo, const async::cancel_token& cancelled = {});
 
 }  // namespace cobuild::cache

@@ -66,9 +66,12 @@ public:
             records_.erase(c);
             std::erase_if(links_, [&](const auto& l) { return l.second == c; });
         }
-        for (const auto& r : what.put) records_.insert_or_assign(r.canonical, r);
-        for (const auto& l : what.links)
-            if (records_.contains(l.canonical)) links_.insert_or_assign(l.key, l.canonical);
+        for (const auto& r : what.put) {
+            auto& kept = records_.try_emplace(r.canonical, r).first->second;
+            kept.result = r.result;
+            kept.last_used = r.last_used;
+        }
+        put_links(what.links);
         for (const auto& [canonical, when] : what.touched)
             if (const auto r = records_.find(canonical); r != records_.end()) r->second.last_used = std::max(r->second.last_used, when);
         for (const auto& m : what.memos) memos_.insert_or_assign(std::tuple(m.key.fs, m.key.device, m.key.inode), m);
@@ -77,6 +80,18 @@ public:
     [[nodiscard]] bool shared() const noexcept override { return false; }
 
 private:
+    void put_links(const std::vector<link>& links) {
+        std::set<digest> left;
+        for (const auto& l : links) {
+            if (!records_.contains(l.canonical)) continue;
+            const auto [at, fresh] = links_.try_emplace(l.key, l.canonical);
+            if (fresh || at->second == l.canonical) continue;
+            left.insert(std::exchange(at->second, l.canonical));
+        }
+        for (const auto& l : links_) left.erase(l.second);
+        for (const auto& canonical : left) records_.erase(canonical);
+    }
+
     std::mutex guard_;
     std::unordered_map<digest, record> records_;
     std::unordered_map<digest, digest> links_;
