@@ -192,6 +192,10 @@ public:
     [[nodiscard]] bool is_open() const noexcept;
     /// Open, the last body read to its end, and both sides agree to keep it; also looks whether the peer has closed.
     [[nodiscard]] bool reusable() const noexcept;
+    /// After a failed send() over TLS: the peer answered in plain text.
+    [[nodiscard]] bool peer_is_not_tls() const noexcept;
+    /// The last send() got as far as a connected socket.
+    [[nodiscard]] bool reached() const noexcept;
     void close() noexcept;
 
 private:

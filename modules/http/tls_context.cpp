@@ -1,0 +1,101 @@
+module;
+#include <dirent.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+#include <openssl/err.h>
+#include <openssl/ssl.h>
+
+module cobuild.http;
+
+import :tls;
+
+namespace cobuild::http {
+
+namespace {
+
+std::string openssl_reason() {
+    const auto code = ERR_peek_last_error();
+    ERR_clear_error();
+    const char* text = code != 0 ? ERR_reason_error_string(code) : nullptr;
+    return text != nullptr ? text : "no reason given";
+}
+
+[[noreturn]] void refuse_file(std::string_view what, const std::string& file) {
+    const int saved = errno;
+    if (::access(file.c_str(), R_OK) != 0) throw error{errc::invalid, cat("cannot read the ", what, ' ', quoted(file), ": ", std::strerror(errno))};
+    errno = saved;
+    throw error{errc::invalid, cat("cannot use the ", what, ' ', quoted(file), ": ", openssl_reason())};
+}
+
+void add_authority(ssl_ctx_st* ctx, const std::string& file) {
+    ERR_clear_error();
+    if (SSL_CTX_load_verify_file(ctx, file.c_str()) != 1) refuse_file("CA file", file);
+}
+
+void add_key_pair(ssl_ctx_st* ctx, const key_pair& pair) {
+    ERR_clear_error();
+    if (SSL_CTX_use_certificate_chain_file(ctx, pair.cert.c_str()) != 1) refuse_file("client certificate", pair.cert);
+    if (SSL_CTX_use_PrivateKey_file(ctx, pair.key.c_str(), SSL_FILETYPE_PEM) != 1) refuse_file("client key", pair.key);
+    if (SSL_CTX_check_private_key(ctx) != 1)
+        throw error{errc::invalid, cat("the client certificate ", quoted(pair.cert), " and the key ", quoted(pair.key), " do not belong together")};
+}
+
+// Sorted, so that of several pairs the same one wins every time; missing and forbidden directories are empty.
+std::vector<std::string> list(const std::string& dir) {
+    std::vector<std::string> names;
+    if (auto* d = ::opendir(dir.c_str())) {
+        const scope_exit close([d] { ::closedir(d); });
+        while (const auto* entry = ::readdir(d)) names.emplace_back(entry->d_name);
+    }
+    std::sort(names.begin(), names.end());
+    return names;
+}
+
+void add_dir(ssl_ctx_st* ctx, const std::string& dir) {
+    for (const auto& name : list(dir)) {
+        if (name.ends_with(".crt")) add_authority(ctx, cat(dir, '/', name));
+        if (name.ends_with(".cert")) add_key_pair(ctx, {cat(dir, '/', name), cat(dir, '/', name.substr(0, name.size() - 4), "key")});
+    }
+}
+
+}  // namespace
+
+tls_context::state::~state() { SSL_CTX_free(ctx); }
+
+tls_context tls_context::load(const tls_options& options) {
+    auto s = std::make_shared<state>();
+    s->ctx = SSL_CTX_new(TLS_client_method());
+    if (s->ctx == nullptr) throw error{errc::internal, cat("TLS cannot be set up: ", openssl_reason())};
+    SSL_CTX_set_min_proto_version(s->ctx, TLS1_2_VERSION);
+    SSL_CTX_set_mode(s->ctx, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
+    // Large reads: a 16 KiB record would otherwise cost two system calls.
+    SSL_CTX_set_read_ahead(s->ctx, 1);
+    SSL_CTX_set_default_read_buffer_len(s->ctx, std::size_t{256} << 10);
+    if (options.use_system_trust) SSL_CTX_set_default_verify_paths(s->ctx);
+    for (const auto& file : options.ca) add_authority(s->ctx, file);
+    for (const auto& dir : options.dirs) add_dir(s->ctx, dir);
+    for (const auto& pair : options.key_pairs) add_key_pair(s->ctx, pair);
+    s->insecure = options.insecure;
+    ERR_clear_error();
+    tls_context out;
+    out.state_ = std::move(s);
+    return out;
+}
+
+std::shared_ptr<const tls_context::state> tls_access::get(const tls_context& context) {
+    if (context.state_) return context.state_;
+    static const tls_context system = tls_context::load({});
+    return system.state_;
+}
+
+}  // namespace cobuild::http

@@ -1,0 +1,173 @@
+module;
+#include <algorithm>
+#include <chrono>
+#include <map>
+#include <memory>
+#include <set>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.registry;
+
+import cobuild.json;
+import :internal;
+
+namespace cobuild::registry {
+
+namespace {
+
+constexpr std::size_t max_token_answer = std::size_t{1} << 20;
+constexpr std::string_view client_id = "cobuild";
+
+std::string joined(const std::vector<std::string>& words) {
+    std::string out;
+    for (const auto& w : words) out.append(out.empty() ? "" : " ").append(w);
+    return out;
+}
+
+// What is asked for and what the server says is needed, each once.
+std::vector<std::string> merge_scopes(std::vector<std::string> asked, const std::string& demanded) {
+    for (const auto word : split(demanded, ' '))
+        if (!word.empty()) asked.emplace_back(word);
+    std::sort(asked.begin(), asked.end());
+    asked.erase(std::unique(asked.begin(), asked.end()), asked.end());
+    return asked;
+}
+
+std::string form(const std::vector<std::pair<std::string, std::string>>& fields) {
+    std::string out;
+    for (const auto& [k, v] : fields) out.append(out.empty() ? "" : "&").append(k).append("=").append(http::percent_encode(v));
+    return out;
+}
+
+token read_token(std::string_view body, const std::string& server) {
+    try {
+        const auto v = json::parse(body);
+        const auto& o = v.as_object();
+        auto value = json::optional_string(o, "access_token").value_or("");
+        if (value.empty()) value = json::optional_string(o, "token").value_or("");
+        if (value.empty()) throw error{errc::corrupt, "no token in it"};
+        if (value.find_first_of("\r\n") != std::string::npos) throw error{errc::corrupt, "the token has line breaks"};
+        const auto life = std::clamp<std::int64_t>(json::optional_int(o, "expires_in").value_or(60), 1, 86400);
+        return {cat("Bearer ", value), clock::now() + std::chrono::milliseconds(life * 900)};
+    } catch (error& e) {
+        throw std::move(e).with(cat("the answer of the token server ", server));
+    }
+}
+
+struct token_call {
+    registry_state& r;
+    host_state& h;
+    socket_pool::lease& slot;
+    http::url realm;
+};
+
+struct token_reply {
+    http::response head;
+    std::string body;
+};
+
+async::task<token_reply> ask_token_server(token_call c, http::request q) {
+    const auto& server = c.realm.server;
+    std::optional<socket_pool::lease> far;
+    http::connection_options options{.timeouts = c.r.opts->timeouts, .proxy = c.r.opts->proxy, .trust_hint = c.h.settings.section};
+    http::connection* connection = nullptr;
+    if (server == c.h.endpoint) {
+        options.tls = *c.h.tls;
+        connection = &c.slot.at(server, options);
+    } else {
+        options.tls = *c.h.far_tls;
+        far.emplace(co_await c.r.far_pool(server.origin())->acquire(false));
+        connection = &far->at(server, options);
+    }
+    q.headers.set("User-Agent", c.r.opts->user_agent);
+    q.headers.set("Accept", "application/json");
+    log(log_level::debug, "do request", {{"host", server.authority()}, {"request.method", q.method}, {"purpose", "token"}});
+    token_reply out;
+    out.head = co_await connection->send(std::move(q));
+    out.body = co_await connection->read_all(max_token_answer);
+    log(log_level::debug, "fetch response received", {{"host", server.authority()}, {"response.status", out.head.status_text()}});
+    co_return out;
+}
+
+async::task<token> fetch_token(token_call c, std::string service, std::vector<std::string> scopes, std::optional<credential> account) {
+    const auto origin = c.realm.server.host_port();
+    const bool safe = c.realm.server.tls || !c.h.endpoint.tls || http::is_loopback(c.realm.server.host);
+    if (account && !safe) throw error{errc::unauthorized, cat(c.h.name(), " sends logins to the token server ", origin, " over plain http: refused")};
+    const bool refresh = account && account->username.empty();
+    token_reply reply;
+    if (!refresh) {
+        std::vector<std::pair<std::string, std::string>> query;
+        if (!service.empty()) query.emplace_back("service", service);
+        for (const auto& s : scopes) query.emplace_back("scope", s);
+        if (account) query.emplace_back("client_id", std::string(client_id));
+        http::request q{.target = cat(c.realm.target, c.realm.target.find('?') == std::string::npos ? '?' : '&', form(query))};
+        if (account) q.headers.set("Authorization", cat("Basic ", base64_encode(cat(account->username, ':', account->secret))));
+        reply = co_await ask_token_server(c, std::move(q));
+    }
+    const auto status = reply.head.status;
+    if (refresh || (account && (status == 401 || status == 404 || status == 405))) {
+        std::vector<std::pair<std::string, std::string>> fields{{"grant_type", refresh ? "refresh_token" : "password"},
+                                                                {"service", service},
+                                                                {"client_id", std::string(client_id)},
+                                                                {"scope", joined(scopes)}};
+        if (refresh) {
+            fields.emplace_back("refresh_token", account->secret);
+        } else {
+            fields.emplace_back("username", account->username);
+            fields.emplace_back("password", account->secret);
+        }
+        http::request q{.method = "POST", .target = c.realm.target, .body = http::memory_body(form(fields))};
+        q.headers.set("Content-Type", "application/x-www-form-urlencoded");
+        reply = co_await ask_token_server(c, std::move(q));
+    }
+    if (!reply.head.ok()) {
+        const bool login_refused = reply.head.status == 401 || reply.head.status == 403;
+        throw host_error{error{login_refused ? errc::unauthorized : errc::unavailable,
+                               cat("the token server ", origin, " of ", c.h.name(), " answered ", reply.head.status_text(),
+                                   login_refused ? (account ? "; is the login still right?" : "; is a login needed?") : "")},
+                         reply.head.status};
+    }
+    co_return read_token(reply.body, origin);
+}
+
+}  // namespace
+
+const login& who_asks(const registry_state& r, const call_options& call) { return call.who ? *call.who : r.opts->who; }
+
+async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who, std::string rejected) {
+    if (!h.wants) co_return std::string();
+    const auto wants = *h.wants;
+    std::optional<credential> found_login;
+    if (wants.scheme == "basic") {
+        if (who.credentials) found_login = co_await who.credentials(h.name());
+        if (!found_login || found_login->username.empty()) co_return std::string();
+        co_return cat("Basic ", base64_encode(cat(found_login->username, ':', found_login->secret)));
+    }
+    scopes = merge_scopes(std::move(scopes), wants.get("scope"));
+    const auto service = wants.get("service");
+    const auto key = cat(who.identity, '\n', wants.get("realm"), '\n', service, '\n', joined(scopes));
+    auto& lock = h.token_locks[key];
+    if (!lock) lock = std::make_shared<async::semaphore>(1);
+    const auto guard = lock;
+    const auto turn = co_await guard->acquire();
+    // Another request may have renewed it while we waited.
+    if (const auto found = h.tokens.find(key); found != h.tokens.end()) {
+        if (found->second.expires > clock::now() && found->second.header != rejected) co_return found->second.header;
+        h.tokens.erase(found);
+    }
+    if (who.credentials) found_login = co_await who.credentials(h.name());
+    if (found_login && !found_login->registry_token.empty()) co_return cat("Bearer ", found_login->registry_token);
+    auto fresh = co_await fetch_token({r, h, slot, http::url::parse(wants.get("realm"))}, service, scopes, std::move(found_login));
+    auto header = fresh.header;
+    if (h.tokens.size() > 1000) h.tokens.clear();
+    h.tokens.insert_or_assign(key, std::move(fresh));
+    co_return header;
+}
+
+}  // namespace cobuild::registry

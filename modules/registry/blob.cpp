@@ -1,0 +1,170 @@
+module;
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+module cobuild.registry;
+
+import :internal;
+
+namespace cobuild::registry {
+
+namespace {
+
+struct content_range {
+    std::uint64_t first = 0;
+    std::uint64_t last = 0;
+    std::optional<std::uint64_t> total;
+};
+
+// "bytes 10-19/20" or "bytes 10-19/*"
+std::optional<content_range> parse_content_range(std::string_view text) {
+    content_range out;
+    const auto number = [&](std::uint64_t& n, char until) {
+        const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), n);
+        if (ec != std::errc{}) return false;
+        text.remove_prefix(static_cast<std::size_t>(end - text.data()));
+        if (until == '\0') return text.empty();
+        if (!text.starts_with(until)) return false;
+        text.remove_prefix(1);
+        return true;
+    };
+    if (!text.starts_with("bytes ")) return std::nullopt;
+    text.remove_prefix(6);
+    if (!number(out.first, '-') || !number(out.last, '/') || out.last < out.first) return std::nullopt;
+    if (text == "*") return out;
+    std::uint64_t total = 0;
+    if (!number(total, '\0')) return std::nullopt;
+    out.total = total;
+    return out;
+}
+
+/// One blob on its way, over as many answers as it takes.
+struct transfer {
+    std::shared_ptr<registry_state> r;
+    oci::reference ref;
+    oci::descriptor blob;
+    blob_sink sink;
+    fetch_options o;
+    std::uint64_t offset = 0;  ///< bytes the sink has
+    hasher hash;
+    std::shared_ptr<bool> fatal = std::make_shared<bool>(false);
+    std::string host;
+
+    [[nodiscard]] std::string name(const host_state& h) const { return cat("blob ", blob.digest.str(), " from ", h.name()); }
+
+    error wrong_size(const host_state& h, std::uint64_t got) const {
+        return {errc::corrupt, cat(name(h), ": ", blob.size, " bytes were declared in the manifest, ", got, " came")};
+    }
+
+    // How many bytes of this answer the sink has already. Checks what the server says against what we know.
+    std::uint64_t bytes_to_skip(const host_state& h, const answer& a) const {
+        if (a.head.status == 206) {
+            const auto range = parse_content_range(a.head.headers.get("content-range").value_or(""));
+            if (!range || range->first != offset) throw host_error{error{errc::corrupt, cat(name(h), ": the server sent another range than asked for")}};
+            if (range->total && blob.size != 0 && *range->total != blob.size) throw host_error{wrong_size(h, *range->total)};
+            return 0;
+        }
+        if (blob.size != 0 && a.head.content_length && *a.head.content_length != blob.size) throw host_error{wrong_size(h, *a.head.content_length)};
+        return offset;
+    }
+
+    async::task<void> attempt(host_state& h, socket_pool::lease& slot) {
+        ask q{.path = cat('/', ref.path(), "/blobs/", blob.digest.str()), .scopes = {pull_scope(ref)}, .digest = blob.digest.str()};
+        q.headers.set("Accept", cat(blob.media_type.empty() ? "application/octet-stream" : blob.media_type, ", */*"));
+        if (offset > 0) q.headers.set("Range", cat("bytes=", offset, '-'));
+        auto a = co_await perform(*r, h, slot, std::move(q), o.call);
+        if (a.head.status != 200 && a.head.status != 206) co_await refuse(*r, h, a, {});
+        const auto before = offset;
+        std::exception_ptr broken;
+        try {
+            co_await receive(h, a, bytes_to_skip(h, a));
+        } catch (const host_error&) {
+            throw;
+        } catch (const error& e) {
+            if (*fatal || (e.kind() != errc::unavailable && e.kind() != errc::timed_out)) throw;
+            broken = std::current_exception();
+        }
+        if (broken) {
+            host_error e{describe(broken)};
+            e.broken_body = true;
+            e.progress = offset > before;
+            throw host_error{std::move(e)};
+        }
+        host = h.name();
+    }
+
+    async::task<void> receive(host_state& h, answer& a, std::uint64_t skip) {
+        for (;;) {
+            async::chunk data(chunk_size());
+            std::size_t filled = 0;
+            bool end = false;
+            while (filled < data.size() && !end) {
+                const auto n = co_await a.from->read_some(std::span(data).subspan(filled));
+                filled += n;
+                end = n == 0;
+            }
+            data.resize(filled);
+            if (skip > 0) {
+                const auto drop = static_cast<std::size_t>(std::min<std::uint64_t>(skip, data.size()));
+                data.erase(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(drop));
+                skip -= drop;
+            }
+            if (!data.empty()) co_await deliver(h, std::move(data));
+            if (end || (blob.size != 0 && offset == blob.size && !a.head.content_length)) break;
+        }
+        if (blob.size != 0 && offset != blob.size) throw host_error{wrong_size(h, offset)};
+    }
+
+    [[nodiscard]] std::size_t chunk_size() const {
+        const std::uint64_t most = std::max<std::size_t>(o.chunk_size, 4096);
+        // One byte more than is left, so that the end is seen and surplus bytes show.
+        return static_cast<std::size_t>(blob.size > offset ? std::min(most, blob.size - offset + 1) : most);
+    }
+
+    async::task<void> deliver(host_state& h, async::chunk data) {
+        const auto size = data.size();
+        if (blob.size != 0 && offset + size > blob.size) throw host_error{wrong_size(h, offset + size)};
+        if (o.verify) hash.update(data);
+        *fatal = true;  // what the receiver throws no other host can cure
+        co_await sink(std::move(data));
+        if (o.call.progress) o.call.progress(size);
+        *fatal = false;
+        offset += size;
+    }
+};
+
+}  // namespace
+
+async::task<std::string> do_fetch_blob(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor blob, blob_sink sink, fetch_options o) {
+    if (o.offset != 0 && o.verify) throw error{errc::internal, "a transfer that starts in the middle cannot be verified here"};
+    const auto offset = o.offset;
+    transfer t{.r = r, .ref = std::move(ref), .blob = std::move(blob), .sink = std::move(sink), .o = std::move(o), .offset = offset};
+    attempt_plan plan{.doing = cat("fetching ", t.blob.digest.str(), " of ", t.ref.familiar()),
+                      .repository = t.ref.path(),
+                      .transfer = true,
+                      .by_digest = true,
+                      .digest = t.blob.digest.str()};
+    co_await try_hosts(*r, std::move(plan), t.o.call, [&t](host_state& h, socket_pool::lease& slot) { return t.attempt(h, slot); }, t.fatal);
+    if (t.o.verify) {
+        if (const auto real = t.hash.finish(); real != t.blob.digest)
+            throw error{errc::corrupt, cat("blob ", t.blob.digest.str(), " from ", t.host, " has other bytes, of digest ", real.str(), " (", t.offset, " bytes)")};
+    }
+    co_return t.host;
+}
+
+}  // namespace cobuild::registry
