@@ -175,6 +175,7 @@ public:
     [[nodiscard]] std::vector<std::string> list(std::string_view dir);
     /// The path with links followed as in a mount, relative to the root; what does not exist stays as it is.
     [[nodiscard]] std::string resolve(std::string_view path);
+    [[nodiscard]] const std::vector<int>& layers() const noexcept;
 
 private:
     struct state;

@@ -46,7 +46,8 @@ std::string octal(std::uint64_t value) {
 class raw_header {
 public:
     void text(std::size_t at, std::size_t width, std::string_view s) {
-        std::memcpy(raw_.data() + at, s.data(), std::min(s.size(), width));
+        if (!s.empty()) std::memcpy(raw_.data() + at, s.data(), std::min(s.size(), width));
+        if (s.size() < width) raw_[at + s.size()] = 0;
         // A cut name must not look like a directory's.
         if (s.size() > width && raw_[at + width - 1] == '/') {
             std::string_view cut = s.substr(0, width - 1);
