@@ -59,7 +59,9 @@ result converter::finish(stage_state& target) {
 
     const auto built = reachable_from(&target);
     result r;
-    for (const auto& w : warnings_) {
+    std::multimap<unsigned, df::warning> by_line;
+    for (auto& w : warnings_) by_line.emplace(w.lines.first, std::move(w));
+    for (const auto& [line, w] : by_line) {
         if (w.stage >= 0 && only_for_built_stages(w.rule)) {
             const auto* stage = states_[static_cast<std::size_t>(w.stage)].get();
             if (!built.contains(stage)) continue;
@@ -68,7 +70,6 @@ result converter::finish(stage_state& target) {
         }
         r.warnings.push_back({.rule = w.rule, .message = w.message, .url = w.url, .where = place(w.lines), .last_line = w.lines.last});
     }
-    std::stable_sort(r.warnings.begin(), r.warnings.end(), [](const auto& a, const auto& b) { return a.where.line < b.where.line; });
     if (checks_.error && !r.warnings.empty()) {
         std::set<std::string> rules;
         for (const auto& w : r.warnings) rules.insert(w.rule);

@@ -2,10 +2,12 @@ module;
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <numeric>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -71,7 +73,7 @@ void converter::add_mounts(stage_state& s, command& c, std::vector<llb::mount>& 
 
     std::vector<std::size_t> order(mounts.size());
     std::iota(order.begin(), order.end(), std::size_t{0});
-    std::stable_sort(order.begin(), order.end(), [&](auto a, auto b) { return mounts[a].dest < mounts[b].dest; });
+    std::sort(order.begin(), order.end(), [&](auto a, auto b) { return std::tie(mounts[a].dest, a) < std::tie(mounts[b].dest, b); });
     std::vector<llb::mount> sorted;
     std::vector<root_ref> sorted_roots;
     for (const auto i : order) {

@@ -124,9 +124,6 @@ command converter::make_command(stage_state& s, df::instruction in, bool on_buil
         if (source != nullptr && std::find(s.deps.begin(), s.deps.end(), source) == s.deps.end()) s.deps.push_back(source);
     };
     if (const auto* copy = std::get_if<df::copy_instruction>(&c.what.body); copy != nullptr && !copy->from.empty()) {
-        if (copy->from.find('$') != std::string::npos) {
-            fail(errc::invalid, cat("variable expansion is not supported for --from=", copy->from, ": define a stage with FROM and an ARG of the global scope instead"), lines);
-        }
         note(copy->from, true);
     } else if (const auto* run = std::get_if<df::run_instruction>(&c.what.body)) {
         for (const auto& m : run->mounts) note(m.from, false);
@@ -176,7 +173,7 @@ void converter::refuse_cycles() const {
             for (const auto* source : c.sources) {
                 if (source == nullptr || source->stage == nullptr || source->index < s->index) continue;
                 if (!reachable_from(source).contains(s.get())) continue;
-                fail(errc::invalid, cat("circular dependency detected on stage: ", s->name.empty() ? "stage-0" : s->name), c.what.lines);
+                fail(errc::invalid, cat("circular dependency detected on stage: ", s->stage->name.empty() ? s->name : s->stage->name), c.what.lines);
             }
         }
     }

@@ -145,7 +145,7 @@ BOOST_AUTO_TEST_CASE(rules_of_single_ops) {
     BOOST_TEST(says(refused([&](llb::op& o) { exec(o).mounts[0].dest = "/x"; }), "no root file system"));
     BOOST_TEST(says(refused([&](llb::op& o) { exec(o).mounts[0].input = 1; }), "names input 1 of 1"));
     BOOST_TEST(says(refused([&](llb::op& o) { exec(o).mounts[0].input = -2; }), "names input -2"));
-    BOOST_TEST(says(refused([&](llb::op& o) { exec(o).mounts[0].output = 1; }), "not numbered"));
+    BOOST_TEST(says(refused([&](llb::op& o) { exec(o).mounts[0].output = 1; }), "has the output 1"));
     BOOST_TEST(says(refused([&](llb::op& o) { exec(o).network = static_cast<llb::net_mode>(9); }), "unknown value 9"));
     BOOST_TEST(says(refused([&](llb::op& o) { o.what = llb::file_op{}; }), "no actions"));
     BOOST_TEST(says(refused([&](llb::op& o) { o.what = llb::diff_op{-2, 0}; }), "lower side"));

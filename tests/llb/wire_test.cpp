@@ -98,6 +98,16 @@ BOOST_AUTO_TEST_CASE(a_source_op_byte_by_byte) {
     BOOST_TEST(hex(llb::marshal(o)) == "1a1a" + source + "5a00");
 }
 
+// A definition that BuildKit's own client wrote (its solver's test data has it): the names of its two vertices.
+BOOST_AUTO_TEST_CASE(names_equal_buildkits) {
+    const llb::op image{.inputs = {}, .what = llb::source_op{"docker-image://docker.io/library/busybox:latest", {}}, .platform = {}, .constraints = {}};
+    const auto id = digest::of(llb::marshal(image));
+    BOOST_TEST(id.str() == "sha256:74ecb5d790c33a213ba00f8f43d62947df1d4dea72f5ec13353a9b943f469f0f");
+    llb::graph g;
+    const auto d = g.finish(g.add(image));
+    BOOST_TEST(digest::of(d.ops.back()).str() == "sha256:fdd990931001ae92f1971673ff21204ef6a5ccc8c1a4dd133d8f0f9bff67a3c2");
+}
+
 BOOST_AUTO_TEST_CASE(negative_numbers_take_ten_bytes_and_zero_none) {
     llb::exec_op e;
     e.mounts = {{.input = -1, .dest = "/", .output = 0}};

@@ -26,6 +26,7 @@ import cobuild.llb;
 import cobuild.oci;
 import cobuild.dockerfile;
 import cobuild.gateway;
+import :types;
 
 namespace cobuild::frontend {
 
