@@ -4,6 +4,7 @@
 #include <functional>
 #include <iostream>
 #include <map>
+#include <utility>
 #include <variant>
 
 #include "cli.hpp"

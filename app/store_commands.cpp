@@ -152,7 +152,7 @@ std::vector<command> add_usage_commands(CLI::App& app, interrupt& stop) {
     auto* c = app.add_subcommand("prune", "Remove what no image needs from the cache");
     c->add_flag("-a,--all", flags->all, "Also internal and shared records");
     c->add_flag("-v,--verbose", flags->verbose, "With a description of each record");
-    c->add_flag("-f,--force", "Accepted for docker's sake; nothing is asked");
+    c->add_flag_callback("-f,--force", [] {}, "Accepted for docker's sake; nothing is asked");
     c->add_option("--keep-duration", flags->keep_duration, "Keep what was used since (for example 48h)")->type_name("DURATION");
     c->add_option("--max-used-space", flags->keep_storage, "Stop when no more than this is used")->type_name("SIZE");
     c->add_option("--reserved-space", flags->reserved, "Always keep this much")->type_name("SIZE");

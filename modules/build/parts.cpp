@@ -143,7 +143,8 @@ async::task<cni::provider*> parts::get_network(ops::network_kind kind) {
                 case config::network_mode::bridge: throw error{errc::unsupported, "networkMode = \"bridge\" is not supported yet; use cni with a bridge plugin"};
                 case config::network_mode::automatic: break;
             }
-            if (settings.oci.cni_config_named || o.mode == cni::mode::cni) o.config_path = settings.oci.cni_config_path;
+            o.config_path = settings.oci.cni_config_path;
+            if (!o.config_path && o.mode == cni::mode::cni) o.config_path = "/etc/buildkit/cni.json";
             o.binary_dir = settings.oci.cni_binary_path;
             o.pool_size = static_cast<std::size_t>(settings.oci.cni_pool_size);
             (void)directory->subdir("net");
