@@ -1,0 +1,3 @@
+#include "support/support.hpp"
+import cobuild.executor;
+BOOST_AUTO_TEST_CASE(x){}
