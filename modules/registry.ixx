@@ -115,7 +115,7 @@ struct options {
     registry::limits limits;
     retry_policy retry;
     http::timeouts timeouts;
-    http::proxy_settings proxy;
+    http::proxy_settings proxy = http::proxy_settings::from_environment();
     std::string user_agent;                                   ///< empty: "cobuild/<version>"
     nanoseconds idle_close = std::chrono::seconds{30};        ///< an unused socket is closed after this
     nanoseconds host_rest = std::chrono::seconds{30};

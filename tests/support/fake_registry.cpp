@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
+#include <csignal>
 #include <cstring>
 #include <list>
 #include <mutex>
@@ -150,6 +151,10 @@ void fake_registry::state::accept_all() {
 }
 
 void fake_registry::state::serve(int fd, unsigned id) {
+    sigset_t pipe_only;
+    sigemptyset(&pipe_only);
+    sigaddset(&pipe_only, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &pipe_only, nullptr);  // OpenSSL's socket BIO writes without MSG_NOSIGNAL
     const int on = 1;
     ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     {

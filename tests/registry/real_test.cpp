@@ -1,0 +1,139 @@
+#include "support/support.hpp"
+
+#include "registry/fixture.hpp"
+#include "support/certs.hpp"
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.http;
+import cobuild.oci;
+import cobuild.registry;
+
+using namespace cobuild;
+using namespace cobuild::async;
+using namespace std::chrono_literals;
+using test::docker_registry;
+using test::fake_registry;
+using test::fake_request;
+using test::fake_response;
+
+namespace {
+
+registry::options options_for(runtime& rt, registry::host_settings host, std::string user = {}, std::string password = {}) {
+    host.section = "[registry.\"registry.test\"]";
+    registry::options o{.executor = rt.get_executor(),
+                        .pool = &rt.pool(),
+                        .hosts = [host](std::string_view) { return std::vector{host}; },
+                        .retry = {.attempts = 2, .first_wait = 1ms, .longest_wait = 2ms}};
+    if (!user.empty())
+        o.who.credentials = [user, password](std::string) -> task<std::optional<registry::credential>> {
+            co_return registry::credential{.username = user, .secret = password};
+        };
+    return o;
+}
+
+const auto name = oci::reference::parse("registry.test/dir/image:1");
+
+oci::descriptor describe_blob(std::string_view type, std::string_view bytes) { return {.media_type = std::string(type), .digest = digest::of(bytes), .size = bytes.size()}; }
+
+/// Pushes an image with one layer of `size` bytes and pulls it again.
+task<void> there_and_back(registry::options o, std::size_t size) {
+    registry::client c(std::move(o));
+    std::string layer(size, 'l');
+    for (std::size_t i = 0; i < layer.size(); i += 97) layer[i] = static_cast<char>(i >> 8);
+    const auto config = cat(R"({"architecture":"amd64","os":"linux","comment":")", size, R"(","rootfs":{"type":"layers","diff_ids":[]}})");
+    oci::manifest m{.media_type = std::string(oci::media::oci_manifest),
+                    .config = describe_blob(oci::media::oci_config, config),
+                    .layers = {describe_blob(oci::media::oci_layer, layer)}};
+    const auto holding = [](std::string bytes) { return [bytes]() -> task<http::body_source> { co_return http::memory_body(bytes); }; };
+    BOOST_TEST((co_await c.push_blob(name, m.config, holding(config)) == registry::push_outcome::uploaded));
+    BOOST_TEST((co_await c.push_blob(name, m.layers[0], holding(layer)) == registry::push_outcome::uploaded));
+    BOOST_TEST((co_await c.push_blob(name, m.layers[0], holding(layer)) == registry::push_outcome::existed));
+    BOOST_TEST((co_await c.push_blob(oci::reference::parse("registry.test/second"), m.layers[0], holding(layer), {.mount_from = {"dir/image"}}) == registry::push_outcome::mounted));
+    const auto id = co_await c.push_manifest(name, m.media_type, oci::encode(m));
+    const auto got = co_await c.fetch_image(name, oci::parse_platform("linux/amd64"));
+    BOOST_TEST((got.manifest.target.digest == id));
+    BOOST_TEST(got.config_bytes == config);
+    std::string bytes;
+    auto* out = &bytes;
+    co_await c.fetch_blob(name, got.parsed.layers.at(0), [out](chunk part) -> task<void> {
+        out->append(text_of(part));
+        co_return;
+    });
+    BOOST_TEST((bytes == layer));
+    co_await c.close();
+}
+
+template<class T>
+task<error> failure(task<T> t) {
+    std::exception_ptr thrown;
+    try {
+        co_await std::move(t);
+    } catch (...) {
+        thrown = std::current_exception();
+    }
+    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
+}
+
+bool says(const error& e, std::string_view part) {
+    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
+    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
+    return found;
+}
+
+}  // namespace
+
+CO_TEST_CASE(real_registry_plain) {
+    if (!docker_registry::available()) co_return;
+    test::scratch_dir dir;
+    const docker_registry r(dir / "r", {});
+    co_await there_and_back(options_for(rt, {.host = r.host(), .plain_http = true}), 5'000'000);
+    // Asked over https it says so, and the entry to change is named (O-RG-04).
+    registry::client c(options_for(rt, {.host = r.host()}));
+    const auto e = co_await failure(c.resolve(name));
+    BOOST_TEST(says(e, cat(r.host(), " does not speak TLS; if it serves plain http, set http = true in [registry.\"registry.test\"]")));
+    co_await c.close();
+    // insecure and loopback: https first, then http.
+    co_await there_and_back(options_for(rt, {.host = r.host(), .plain_http = true, .insecure = true, .try_https_first = true}), 1000);
+}
+
+CO_TEST_CASE(real_registry_tls_client_certificate_and_login) {
+    if (!docker_registry::available()) co_return;
+    test::scratch_dir dir;
+    const test::authority ours(dir.path(), "Ours");
+    const auto server = ours.issue("server", "IP:127.0.0.1");
+    const auto client = ours.issue("client", "DNS:client");
+    const docker_registry r(dir / "r", {.tls_cert = server.cert, .tls_key = server.key, .client_ca = ours.cert(), .user = "u", .password = "p"});
+    const registry::host_settings host{.host = r.host(), .ca = {ours.cert()}, .key_pairs = {{client.cert, client.key}}};
+    co_await there_and_back(options_for(rt, host, "u", "p"), 3'000'000);
+    registry::client wrong(options_for(rt, host, "u", "wrong"));
+    BOOST_TEST(((co_await failure(wrong.resolve(name))).kind() == errc::unauthorized));
+    registry::client bare(options_for(rt, {.host = r.host(), .ca = {ours.cert()}}));
+    const auto e = co_await failure(bare.resolve(name));
+    BOOST_TEST(says(e, "it may want a client certificate"));
+    co_await wrong.close();
+    co_await bare.close();
+}
+
+// O-RG-07
+CO_TEST_CASE(the_token_server_is_trusted_as_the_registry_is) {
+    test::scratch_dir dir;
+    const test::authority ours(dir.path(), "Ours");
+    const auto server = ours.issue("server", "IP:127.0.0.1");
+    fake_registry tokens({.tls_cert = server.cert, .tls_key = server.key});
+    fake_registry r({.tls_cert = server.cert, .tls_key = server.key});
+    r.add_image("dir/image", "1", {});
+    tokens.on_request([](const fake_request&) { return fake_response{.body = R"({"token":"T"})"}; });
+    r.on_request([&](const fake_request& q) -> std::optional<fake_response> {
+        if (q.headers.contains("authorization")) return std::nullopt;
+        return fake_response{.status = 401, .headers = {{"WWW-Authenticate", cat("Bearer realm=\"https://", tokens.host(), "/t\"")}}};
+    });
+    registry::client c(options_for(rt, {.host = r.host(), .ca = {ours.cert()}}));
+    BOOST_TEST((co_await c.resolve(name)).host == r.host());
+    registry::client loose(options_for(rt, {.host = r.host(), .insecure = true}));
+    BOOST_TEST((co_await loose.resolve(name)).host == r.host());
+    registry::client strict(options_for(rt, {.host = r.host()}));
+    const auto e = co_await failure(strict.resolve(name));
+    BOOST_TEST(says(e, "unknown authority (issuer CN = Ours); add its CA file to \"ca\" in [registry.\"registry.test\"]"));
+    for (auto* each : {&c, &loose, &strict}) co_await each->close();
+}
