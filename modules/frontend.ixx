@@ -9,6 +9,7 @@
 /// Errors: errc::invalid or errc::unsupported with the source location (Dockerfile's name and line); the gateway's own
 /// errors get the line of the FROM that asked. Pure but for the gateway. Runs on the caller's executor.
 module;
+#include <map>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,21 @@ export namespace cobuild::frontend {
 
 /// Converts; see the head of this file.
 async::task<result> convert(request r, gateway::frontend_gateway& engine);
+
+/// Reads the Dockerfile (context "dockerfile", name as the request says; "dockerfile" stands in for "Dockerfile") and the
+/// ignore file that counts: "<name>.dockerignore" beside it, else ".dockerignore" of context "context". What the request
+/// holds already is kept. Throws errc::not_found without a Dockerfile.
+async::task<request> read_sources(request r, gateway::frontend_gateway& engine);
+
+/// BuildKit's frontend attributes ("target", "build-arg:X", "platform", ...) as a request for each of `platforms`: set
+/// `build.target_platform` to one after the other; when there is none, leave it empty. `build.build_platform` is the
+/// caller's. Attributes that are others' work (cache-from, attest:, vcs:, ...) are passed over. Throws errc::invalid naming
+/// the attribute, errc::unsupported for a main context that is not the client's directory.
+struct attr_request {
+    request build;
+    std::vector<oci::platform> platforms;
+};
+attr_request parse_attrs(const std::map<std::string, std::string>& attrs);
 
 /// A stage as `--call=targets` lists it.
 struct target {

@@ -60,7 +60,9 @@ std::optional<std::int64_t> parse_seconds(std::string_view text) {
 }  // namespace
 
 converter::converter(request r, gateway::frontend_gateway& engine)
-    : req_(std::move(r)), engine_(engine), target_platform_(req_.target_platform.value_or(req_.build_platform)), proxy_(proxy_of(req_.build_args)) {}
+    : req_(std::move(r)), engine_(engine), target_platform_(req_.target_platform.value_or(req_.build_platform)), proxy_(proxy_of(req_.build_args)) {
+    if (const auto name = build_arg("BUILDKIT_SANDBOX_HOSTNAME"); name && !name->empty()) req_.hostname = *name;
+}
 
 void converter::fail(errc kind, std::string message, df::line_range lines) const { throw error{kind, std::move(message)}.at(place(lines)); }
 
@@ -91,7 +93,11 @@ void converter::read_file() {
     checks_ = df::file_check_options(file_, build_arg("BUILDKIT_DOCKERFILE_CHECK").value_or(""));
     if (!req_.ignore_file) return;
     ignore_rules_ = fs::parse_ignore_file(*req_.ignore_file);
-    ignore_.emplace(ignore_rules_);
+    try {
+        ignore_.emplace(ignore_rules_);
+    } catch (const error& e) {
+        throw error(e).at({req_.ignore_file_name, 0});
+    }
     ignore_has_exceptions_ = std::any_of(ignore_rules_.begin(), ignore_rules_.end(), [](const auto& rule) { return rule.starts_with('!'); });
 }
 

@@ -37,7 +37,7 @@ bool leaves_context(std::string_view source) {
     return clean == ".." || clean.starts_with("../");
 }
 
-/// The part of a path that is no pattern: what of the context must be there for the pattern to be tried.
+/// What of the context a source needs: itself from the root, without the pivot of --parents.
 std::string wanted_path(std::string_view source, bool parents) {
     std::string path(source);
     if (parents) {
@@ -92,7 +92,6 @@ root_ref converter::inline_document(const stage_state& s, const df::instruction&
         report_unset(s, in, e.unmatched);
         text = std::move(e.text);
     }
-    // Names that differ between users of one document would make it two vertices: none has the stage's own metadata.
     llb::file_action a{.input = llb::scratch, .secondary_input = llb::scratch, .output = 0, .what = {}};
     a.what = llb::mkfile_action{.path = join_path("/", doc.name), .mode = 0644, .data = std::move(text), .owner = {}, .timestamp = -1};
     llb::op_metadata meta;

@@ -20,6 +20,7 @@ struct request {
     std::string dockerfile;                        ///< its text
     std::string dockerfile_name = "Dockerfile";    ///< for messages and progress
     std::optional<std::string> ignore_file;        ///< the text of the ignore file that counts, if there is one
+    std::string ignore_file_name = ".dockerignore"; ///< for messages
     std::map<std::string, std::string> build_args; ///< including those with a meaning, as SOURCE_DATE_EPOCH
     std::string target;                            ///< a stage's name; empty: the last
     std::map<std::string, std::string> labels;     ///< written last, they win
@@ -40,9 +41,8 @@ struct request {
     /// The local source the build context is: "local://<context_name>".
     std::string context_name = "context";
     std::string shared_key_hint;                   ///< contextkey; empty: context_name
-    /// Named contexts by name. Not served yet: any that the target needs is errc::unsupported.
+    /// Named contexts by name (or name::platform). docker-image:// is served, any other that is needed is errc::unsupported.
     std::map<std::string, std::string> named_contexts;
-    bool allow_insecure = false;                   ///< reserved for --allow security.insecure; must be false
 };
 
 /// A remark that does not stop the build. Level 1 of BuildKit's vertex warnings.

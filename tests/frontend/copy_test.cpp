@@ -132,6 +132,7 @@ BOOST_AUTO_TEST_CASE(remote_sources_are_refused_by_name) {
         BOOST_TEST(says(e, source));
         BOOST_TEST(e.where()->line == 2U);
     }
+    BOOST_TEST(build("FROM busybox\nADD github.com/x/y a@b /z/\n").context().attrs.at("local.followpaths") == R"(["a@b","github.com/x/y"])");
     BOOST_TEST((failure("FROM busybox\nCOPY http://h/x /\n").kind() == errc::invalid));
     BOOST_TEST(says(failure("FROM busybox\nADD --checksum=sha256:aa a /\n"), "checksum requires HTTP(S) or Git sources"));
 }

@@ -45,7 +45,12 @@ struct fake_gateway final : gateway::frontend_gateway {
         if (found == images.end()) throw error{errc::not_found, cat(r.reference, ": not found")};
         co_return gateway::image_config{r.reference, digest::of(r.reference), found->second};
     }
-    async::task<std::optional<std::string>> read_context_file(std::string, std::string) override { co_return std::nullopt; }
+    std::map<std::string, std::string> files;  ///< "context/path"
+    async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override {
+        const auto found = files.find(cat(context, "/", path));
+        if (found == files.end()) co_return std::nullopt;
+        co_return found->second;
+    }
 };
 
 using adjust = std::function<void(frontend::request&, fake_gateway&)>;

@@ -173,6 +173,12 @@ BOOST_AUTO_TEST_CASE(o_df_12_triggers_of_a_stage_run_in_its_child_only) {
     BOOST_TEST(stored.image.config.on_build == (strings{"RUN hook", "COPY . ."}), boost::test_tools::per_element());
 }
 
+BOOST_AUTO_TEST_CASE(triggers_are_expanded_where_they_run) {
+    const auto o = build("FROM busybox AS one\nENV D=/early\nONBUILD COPY x ${D}/\nFROM one\nENV E=1\n");
+    BOOST_TEST(o.copy("[stage-1 1/1] ONBUILD COPY x /early/").dest == "/early/");
+    BOOST_TEST(build("FROM busybox\nENV D=/early\nONBUILD COPY x ${D}/\n").image.config.on_build == strings{"COPY x ${D}/"}, boost::test_tools::per_element());
+}
+
 BOOST_AUTO_TEST_CASE(syntax_directives) {
     for (const auto* image : {"docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile:1@sha256:aa", "docker/dockerfile-upstream:master"}) {
         BOOST_TEST(build(cat("# syntax=", image, "\nFROM busybox\nRUN x\n")).graph.vertices.size() == 2U);
