@@ -124,7 +124,7 @@ private:
             started_ = true;
             if (!title_.empty()) text += cat("#0 building ", printable(title_), "\n");
         }
-        if (current_ != &v) {
+        if (shown_ != &v) {
             std::cerr << text;
             text.clear();
             leave();
@@ -136,6 +136,7 @@ private:
         for (const auto& line : p.lines) text += cat("#", v.number, " ", line, "\n");
         p.lines.clear();
         current_ = p.over ? nullptr : &v;
+        shown_ = &v;
         last_line_ = clock::now();
         std::cerr << text << std::flush;
     }
@@ -143,7 +144,8 @@ private:
     std::string title_;
     build_view view_;
     std::map<const shown_vertex*, pending> pending_;
-    shown_vertex* current_ = nullptr;
+    shown_vertex* current_ = nullptr;  ///< has the screen and is not over
+    const shown_vertex* shown_ = nullptr;  ///< whose lines were printed last
     clock::time_point since_{}, last_line_{};
     std::size_t numbers_ = 0;
     bool started_ = false;

@@ -220,7 +220,7 @@ async::task<void> write_directory(stores s, input in, std::string directory, pro
         options.who = fs::owner{::geteuid(), ::getegid()};
         options.xattr = [](std::string_view key) { return key.starts_with("user.") && !key.starts_with("user.overlay."); };
         if (in.epoch) options.mtime = fs::file_time{*in.epoch, 0};
-        fs::copy_tree(root.fd(), "", target.get(), "", options);
+        fs::copy_tree(root.fd(), ".", target.get(), ".", options);
     });
     copying.done();
 }

@@ -224,10 +224,10 @@ private:
         options.mtime = time_of(job_.what);
         options.filter = [&chosen](std::string_view path, const fs::file_info& info) { return chosen(path, info); };
         if (job_.live != nullptr) watch(options, chosen);
-        auto [from_dir, from_name] = source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string()} : job_.from->parent(source);
+        auto [from_dir, from_name] = source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string(".")} : job_.from->parent(source);
         std::string target = job_.to->resolve(dest, fs::links::keep);
         if (target.empty()) {
-            fs::copy_tree(from_dir.get(), from_name, job_.to->fd(), "", options);
+            fs::copy_tree(from_dir.get(), from_name, job_.to->fd(), ".", options);
             return;
         }
         // A directory is merged through a link that names a directory; anything else replaces the link's place.
