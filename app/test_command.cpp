@@ -30,7 +30,7 @@ struct test_flags {
     std::vector<std::string> build_args;
 };
 
-/// Directories stand for the scenarios (*.txtar, *.txt) in them.
+/// Directories stand for the scenarios (*.txtar) in them.
 std::vector<std::filesystem::path> find_files(const std::vector<std::string>& named) {
     std::vector<std::filesystem::path> out;
     for (const auto& n : named) {
@@ -40,7 +40,7 @@ std::vector<std::filesystem::path> find_files(const std::vector<std::string>& na
         }
         std::vector<std::filesystem::path> inside;
         for (const auto& e : std::filesystem::directory_iterator(n))
-            if (e.path().extension() == ".txtar" || e.path().extension() == ".txt") inside.push_back(e.path());
+            if (e.path().extension() == ".txtar") inside.push_back(e.path());
         std::sort(inside.begin(), inside.end());
         out.insert(out.end(), inside.begin(), inside.end());
     }

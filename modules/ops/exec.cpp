@@ -263,7 +263,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
     solver::run_result out;
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
         const auto& m = exec_.mounts[i];
-        if (m.output == llb::no_output) continue;
+        // BuildKit's clients leave the output of a secret mount at 0, which is the root's.
+        if (m.output == llb::no_output || m.type != llb::mount_type::bind) continue;
         const auto at = static_cast<std::size_t>(m.output);
         if (out.outputs.size() <= at) out.outputs.resize(at + 1);
         auto w = held.writables.extract(i);
