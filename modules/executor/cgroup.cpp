@@ -1,5 +1,6 @@
 module;
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <charconv>
 #include <chrono>
@@ -8,7 +9,6 @@ module;
 #include <cstring>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <optional>
 #include <string>
@@ -20,9 +20,8 @@ module;
 
 #include <boost/asio/awaitable.hpp>
 
-#include <linux/magic.h>
+#include <fcntl.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 #include <unistd.h>
 
 module cobuild.executor;
@@ -31,14 +30,22 @@ module cobuild.executor;
 
 namespace cobuild::executor {
 
+std::string read_kernel_file(const std::string& path) {
+    const unique_fd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    std::string out;
+    std::array<char, 4096> piece{};
+    while (fd) {
+        const auto n = ::read(fd.get(), piece.data(), piece.size());
+        if (n < 0 && errno == EINTR) continue;
+        if (n <= 0) break;
+        out.append(piece.data(), static_cast<std::size_t>(n));
+    }
+    return out;
+}
+
 namespace {
 
 constexpr std::string_view entry_word = "cgroup ";
-
-std::string read_text(const std::string& file) {
-    std::ifstream in(file, std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
 
 struct hierarchy {
     std::string where;
@@ -47,7 +54,7 @@ struct hierarchy {
 
 std::vector<hierarchy> all_hierarchies() {
     std::vector<hierarchy> out;
-    const auto text = read_text("/proc/self/mountinfo");
+    const auto text = read_kernel_file("/proc/self/mountinfo");
     for (const auto line : split(text, '\n')) {
         const auto fields = split(line, ' ');
         const auto dash = std::find(fields.begin(), fields.end(), "-");
@@ -110,7 +117,7 @@ void make_cgroup(const std::vector<std::string>& hierarchies, const std::string&
 std::vector<int> cgroup_processes(const std::vector<std::string>& hierarchies, const std::string& path) {
     std::vector<int> out;
     for (const auto& h : hierarchies) {
-        const auto text = read_text(cat(h, path, "/cgroup.procs"));
+        const auto text = read_kernel_file(cat(h, path, "/cgroup.procs"));
         for (const auto line : split(text, '\n')) {
             int pid = 0;
             if (std::from_chars(line.data(), line.data() + line.size(), pid).ec == std::errc() && pid > 0) out.push_back(pid);
@@ -125,7 +132,7 @@ std::string cgroup_entry(std::string_view path) { return cat(entry_word, path); 
 std::uint64_t oom_kills(const std::string& path) {
     for (const auto& h : all_hierarchies()) {
         if (!h.v2) continue;
-        const auto text = read_text(cat(h.where, path, "/memory.events"));
+        const auto text = read_kernel_file(cat(h.where, path, "/memory.events"));
         for (const auto line : split(text, '\n'))
             if (line.starts_with("oom_kill ")) {
                 std::uint64_t n = 0;

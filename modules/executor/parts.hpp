@@ -50,6 +50,8 @@ identity find_user(int root, const std::string& name);
 
 // ---------------------------------------------------------------- cgroups (cgroup.cpp)
 
+/// A file of proc or of a cgroup; empty when it is missing or its process or cgroup goes away while it is read.
+std::string read_kernel_file(const std::string& path);
 /// Mount points of every hierarchy, v1 and v2.
 std::vector<std::string> cgroup_hierarchies();
 enum class cgroup_mode { none, v1, hybrid, unified };

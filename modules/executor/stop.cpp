@@ -6,9 +6,7 @@ module;
 #include <cstdint>
 #include <ctime>
 #include <exception>
-#include <fstream>
 #include <functional>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -42,10 +40,7 @@ struct member {
     void signal(int number) const { ::syscall(SYS_pidfd_send_signal, pidfd.get(), number, nullptr, 0U); }
 };
 
-std::string proc_text(int pid, const char* name) {
-    std::ifstream in(cat("/proc/", pid, '/', name), std::ios::binary);
-    return {std::istreambuf_iterator<char>(in), {}};
-}
+std::string proc_text(int pid, const char* name) { return read_kernel_file(cat("/proc/", pid, '/', name)); }
 
 std::optional<member> look_at(int pid) {
     member out{.pid = pid, .pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U))), .program = proc_text(pid, "cmdline")};

@@ -97,18 +97,6 @@ std::vector<std::string> cgroups_of_ours() {
     return out;
 }
 
-/// Processes whose command line has the word.
-int processes_with(const std::string& word) {
-    int n = 0;
-    std::error_code ec;
-    for (const auto& p : fs::directory_iterator("/proc", ec)) {
-        std::ifstream in(p.path() / "cmdline", std::ios::binary);
-        const std::string text{std::istreambuf_iterator<char>(in), {}};
-        if (text.find(word) != std::string::npos) ++n;
-    }
-    return n;
-}
-
 template<class T>
 task<std::exception_ptr> failure(task<T> t) {
     std::exception_ptr out;
@@ -176,7 +164,7 @@ task<void> sink_that_throws_ends_the_step(bench& b) {
     };
     const auto failed = co_await failure(b.runner->run(b.sh("echo x; sleep 777", root.get()), {.out = bad}));
     BOOST_TEST(message(failed) == "the log is full");
-    BOOST_TEST(processes_with("777") == 0);
+    BOOST_TEST(pids_with("777").empty());
 }
 
 // ---------------------------------------------------------------- what a step sees
@@ -432,7 +420,7 @@ task<ended> cancel_when_it_says(bench& b, step s, const std::string& word, async
 }
 
 void nothing_left(bench& b, const std::string& word) {
-    BOOST_TEST(processes_with(word) == 0);
+    BOOST_TEST(pids_with(word).empty());
     BOOST_TEST(cgroups_of_ours().empty());
     BOOST_TEST(read_file("/proc/self/mountinfo").find(b.dir.path().string()) == std::string::npos);
     BOOST_TEST(fs::is_empty(b.dir / "work"));

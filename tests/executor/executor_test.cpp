@@ -74,18 +74,6 @@ bool runs(int pid) {
     return !fs::read_symlink("/proc/" + std::to_string(pid) + "/exe", ec).empty();  // a zombie has none
 }
 
-/// Host pids whose command line holds the word.
-std::vector<int> pids_with(const std::string& word) {
-    std::vector<int> out;
-    std::error_code ec;
-    for (const auto& p : fs::directory_iterator("/proc", ec)) {
-        std::ifstream in(p.path() / "cmdline", std::ios::binary);
-        const std::string text{std::istreambuf_iterator<char>(in), {}};
-        if (text.find(word) != std::string::npos) out.push_back(std::stoi(p.path().filename()));
-    }
-    return out;
-}
-
 executor::step small_step(std::string id, int root, std::vector<std::string> args) { return {.id = std::move(id), .args = std::move(args), .root = root}; }
 
 }  // namespace
@@ -168,12 +156,12 @@ BOOST_AUTO_TEST_CASE(nothing_survives_a_killed_engine) {
     }
     char begun = 0;
     BOOST_REQUIRE(::read(ends[0], &begun, 1) == 1);
-    for (int i = 0; i < 2000 && pids_with(word).size() < 2; ++i) ::usleep(1000);
-    const auto before = pids_with(word);
+    for (int i = 0; i < 2000 && test::pids_with(word).size() < 2; ++i) ::usleep(1000);
+    const auto before = test::pids_with(word);
     BOOST_TEST(before.size() >= 2U);
     ::kill(engine, SIGKILL);
     ::waitpid(engine, nullptr, 0);
-    const auto any = [&] { return std::any_of(before.begin(), before.end(), runs) || !pids_with(word).empty(); };
+    const auto any = [&] { return std::any_of(before.begin(), before.end(), runs) || !test::pids_with(word).empty(); };
     for (int i = 0; i < 3000 && any(); ++i) ::usleep(1000);
     BOOST_TEST(!any());
     BOOST_TEST(fs::is_empty(dir / "work"));

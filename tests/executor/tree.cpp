@@ -2,7 +2,11 @@
 #include "support/support.hpp"
 
 #include <string>
+#include <string_view>
+#include <system_error>
+#include <vector>
 
+#include <fcntl.h>
 #include <sys/mount.h>
 
 namespace cobuild::test {
@@ -35,6 +39,21 @@ int overlay_root(const fs::path& dir, int n) {
     BOOST_REQUIRE(tree >= 0);
     ::close(context);
     return tree;
+}
+
+std::vector<int> pids_with(const std::string& word) {
+    std::vector<int> out;
+    std::error_code ec;
+    for (const auto& p : fs::directory_iterator("/proc", ec)) {
+        const auto name = p.path().filename().string();
+        if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+        const int fd = ::open((p.path() / "cmdline").c_str(), O_RDONLY | O_CLOEXEC);
+        char text[4096];
+        const auto n = fd < 0 ? 0 : ::read(fd, text, sizeof text);  // fails when the process ends meanwhile: a stream would throw
+        if (fd >= 0) ::close(fd);
+        if (n > 0 && std::string_view(text, static_cast<std::size_t>(n)).find(word) != std::string_view::npos) out.push_back(std::stoi(name));
+    }
+    return out;
 }
 
 }  // namespace cobuild::test

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <string>
+#include <vector>
 
 namespace cobuild::test {
 
@@ -9,5 +11,7 @@ namespace cobuild::test {
 void busybox_tree(const std::filesystem::path& base);
 /// A detached overlay of dir/base with dir/upper<n> as its writable layer; the caller owns the descriptor.
 int overlay_root(const std::filesystem::path& dir, int n);
+/// Processes of this machine whose command line holds the word.
+std::vector<int> pids_with(const std::string& word);
 
 }  // namespace cobuild::test
