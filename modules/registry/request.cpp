@@ -102,7 +102,9 @@ async::task<http::response> send_deciding(registry_state& r, host_state& h, sock
     std::exception_ptr failed;
     auto& first = slot.at(h.endpoint, connection_options(r, h, h.endpoint));
     try {
-        co_return co_await first.send(q);
+        auto out = co_await first.send(q);
+        h.https_tried = true;
+        co_return out;
     } catch (const error&) {
         failed = std::current_exception();
     }
@@ -171,6 +173,11 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
             challenged = true;
             auto wants = choose(out.head);
             if (!wants) co_return out;
+            // What the challenge says of scopes is about this request; the rest holds for the host.
+            const auto demanded = wants->get("scope");
+            for (const auto word : split(demanded, ' '))
+                if (!word.empty()) what.scopes.emplace_back(word);
+            std::erase_if(wants->parameters, [](const auto& p) { return p.first == "scope"; });
             h.wants = std::move(wants);
             co_await out.from->discard();
             auto next = co_await authorize(r, h, slot, what.scopes, who, authorization);
