@@ -123,9 +123,15 @@ async::task<void> prepare(registry_state& r, host_state& h) {
     // Two tasks may both load; the results are the same.
     http::tls_context near;
     http::tls_context far;
+    const auto& own = h.settings;
+    if (own.ca.empty() && own.tls_dirs.empty() && own.key_pairs.empty() && !own.insecure && !h.endpoint.tls) {
+        h.tls = near;
+        h.far_tls = far;
+        co_return;
+    }
     const auto load = [settings = h.settings, &near, &far] {
         near = http::tls_context::load(trust_of(settings, true));
-        far = http::tls_context::load(trust_of(settings, false));
+        far = settings.key_pairs.empty() ? near : http::tls_context::load(trust_of(settings, false));
     };
     try {
         if (r.opts->pool != nullptr) {
