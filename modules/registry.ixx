@@ -8,9 +8,9 @@
 /// many images or builds of the process. Token servers and redirect targets on other origins count apart, as many again.
 /// While a slot is held nothing is waited for but the network: a push asks for its bytes before it takes one.
 ///
-/// Hosts are tried in order, each once; the next one on any failure, with one warning a failure. A host that could not be
-/// reached or answered 5xx is then left out for `host_rest`, except as the last. Only the last host is waited for (429 with
-/// Retry-After, 408, 5xx). When all fail, one error lists each host with its answer.
+/// Hosts are tried in order, each once; the next one on any failure, with one warning a failure (a 404 is none). A host that
+/// could not be reached or answered 5xx is then left out for `host_rest`, except as the last. Only the last host is waited
+/// for (429 with Retry-After, 408, 5xx). When all fail, one error lists each host with its answer.
 ///
 /// Thread safety: any thread, any executor; callers resume on their own. Sinks, sources and progress callbacks run on the
 /// registry's strand (with an engine's runtime: its io thread). Errors: cobuild::error; unauthorized, not_found,
@@ -204,7 +204,7 @@ public:
     [[nodiscard]] std::size_t open_sockets(std::string_view domain) const;
     /// The most there ever were.
     [[nodiscard]] std::size_t peak_sockets(std::string_view domain) const;
-    /// Closes idle sockets and those in use.
+    /// Closes idle sockets; one in use closes with its call.
     async::task<void> close();
 
 private:

@@ -50,6 +50,30 @@ void add_key_pair(ssl_ctx_st* ctx, const key_pair& pair) {
         throw error{errc::invalid, cat("the client certificate ", quoted(pair.cert), " and the key ", quoted(pair.key), " do not belong together")};
 }
 
+// Parsing the system's bundle costs tens of milliseconds, so it happens once a process.
+X509_STORE* system_store() {
+    static X509_STORE* const store = [] {
+        auto* s = X509_STORE_new();
+        X509_STORE_set_default_paths(s);
+        ERR_clear_error();
+        return s;
+    }();
+    return store;
+}
+
+void add_system_trust(ssl_ctx_st* ctx, bool alone) {
+    auto* system = system_store();
+    if (alone) return SSL_CTX_set1_cert_store(ctx, system);
+    auto* own = SSL_CTX_get_cert_store(ctx);
+    if (auto* dirs = X509_STORE_add_lookup(own, X509_LOOKUP_hash_dir())) X509_LOOKUP_add_dir(dirs, nullptr, X509_FILETYPE_DEFAULT);
+    X509_STORE_lock(system);
+    const auto* known = X509_STORE_get0_objects(system);
+    for (int i = 0; i < sk_X509_OBJECT_num(known); ++i)
+        if (auto* cert = X509_OBJECT_get0_X509(sk_X509_OBJECT_value(known, i))) X509_STORE_add_cert(own, cert);
+    X509_STORE_unlock(system);
+    ERR_clear_error();
+}
+
 // Sorted, so that of several pairs the same one wins every time; missing and forbidden directories are empty.
 std::vector<std::string> list(const std::string& dir) {
     std::vector<std::string> names;
@@ -81,7 +105,7 @@ tls_context tls_context::load(const tls_options& options) {
     // Large reads: a 16 KiB record would otherwise cost two system calls.
     SSL_CTX_set_read_ahead(s->ctx, 1);
     SSL_CTX_set_default_read_buffer_len(s->ctx, std::size_t{256} << 10);
-    if (options.use_system_trust) SSL_CTX_set_default_verify_paths(s->ctx);
+    if (options.use_system_trust && !options.insecure) add_system_trust(s->ctx, options.ca.empty() && options.dirs.empty());
     for (const auto& file : options.ca) add_authority(s->ctx, file);
     for (const auto& dir : options.dirs) add_dir(s->ctx, dir);
     for (const auto& pair : options.key_pairs) add_key_pair(s->ctx, pair);

@@ -30,10 +30,7 @@ std::string joined(const std::vector<std::string>& words) {
     return out;
 }
 
-// What is asked for and what the server says is needed, each once.
-std::vector<std::string> merge_scopes(std::vector<std::string> asked, const std::string& demanded) {
-    for (const auto word : split(demanded, ' '))
-        if (!word.empty()) asked.emplace_back(word);
+std::vector<std::string> each_once(std::vector<std::string> asked) {
     std::sort(asked.begin(), asked.end());
     asked.erase(std::unique(asked.begin(), asked.end()), asked.end());
     return asked;
@@ -149,9 +146,10 @@ async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool
         if (!found_login || found_login->username.empty()) co_return std::string();
         co_return cat("Basic ", base64_encode(cat(found_login->username, ':', found_login->secret)));
     }
-    scopes = merge_scopes(std::move(scopes), wants.get("scope"));
+    scopes = each_once(std::move(scopes));
     const auto service = wants.get("service");
     const auto key = cat(who.identity, '\n', wants.get("realm"), '\n', service, '\n', joined(scopes));
+    if (h.token_locks.size() > 1000) std::erase_if(h.token_locks, [](const auto& l) { return l.second.use_count() == 1; });
     auto& lock = h.token_locks[key];
     if (!lock) lock = std::make_shared<async::semaphore>(1);
     const auto guard = lock;

@@ -102,7 +102,9 @@ async::task<http::response> send_deciding(registry_state& r, host_state& h, sock
     std::exception_ptr failed;
     auto& first = slot.at(h.endpoint, connection_options(r, h, h.endpoint));
     try {
-        co_return co_await first.send(q);
+        auto out = co_await first.send(q);
+        h.https_tried = true;
+        co_return out;
     } catch (const error&) {
         failed = std::current_exception();
     }
@@ -121,9 +123,15 @@ async::task<void> prepare(registry_state& r, host_state& h) {
     // Two tasks may both load; the results are the same.
     http::tls_context near;
     http::tls_context far;
+    const auto& own = h.settings;
+    if (own.ca.empty() && own.tls_dirs.empty() && own.key_pairs.empty() && !own.insecure && !h.endpoint.tls) {
+        h.tls = near;
+        h.far_tls = far;
+        co_return;
+    }
     const auto load = [settings = h.settings, &near, &far] {
         near = http::tls_context::load(trust_of(settings, true));
-        far = http::tls_context::load(trust_of(settings, false));
+        far = settings.key_pairs.empty() ? near : http::tls_context::load(trust_of(settings, false));
     };
     try {
         if (r.opts->pool != nullptr) {
@@ -171,6 +179,11 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
             challenged = true;
             auto wants = choose(out.head);
             if (!wants) co_return out;
+            // What the challenge says of scopes is about this request; the rest holds for the host.
+            const auto demanded = wants->get("scope");
+            for (const auto word : split(demanded, ' '))
+                if (!word.empty()) what.scopes.emplace_back(word);
+            std::erase_if(wants->parameters, [](const auto& p) { return p.first == "scope"; });
             h.wants = std::move(wants);
             co_await out.from->discard();
             auto next = co_await authorize(r, h, slot, what.scopes, who, authorization);

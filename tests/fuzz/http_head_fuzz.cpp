@@ -43,7 +43,6 @@ std::uint16_t port_of(int fd) {
 
 async::task<void> exchange(async::runtime& rt, std::uint16_t port) {
     http::connection c(rt.get_executor(), {.tls = false, .host = "127.0.0.1", .port = port}, {});
-    std::exception_ptr thrown;
     try {
         co_await c.send({});
         co_await c.read_all(100'000);

@@ -141,6 +141,21 @@ CO_TEST_CASE(a_token_is_fetched_once_and_shared) {
     co_await c.close();
 }
 
+CO_TEST_CASE(a_token_is_asked_for_the_repository_at_hand_only) {
+    fake_registry r, tokens;
+    const std::string valid = "T1";
+    for (const auto* repository : {"a", "b"}) r.add_image(repository, "1", {});
+    r.on_request(wants_bearer(tokens, valid));
+    tokens.on_request([&](const fake_request&) { return fake_response{.body = R"({"token":"T1"})"}; });
+    registry::client c(options_for(rt, {host_of(r)}));
+    co_await c.resolve(name);
+    co_await c.resolve(oci::reference::parse("registry.test/b:1"));
+    BOOST_TEST_REQUIRE(tokens.requests().size() == 2U);
+    BOOST_TEST(tokens.requests()[1].query.at("scope") == "repository:b:pull");
+    BOOST_TEST(r.requests().size() == 3U);
+    co_await c.close();
+}
+
 // O-RG-10
 CO_TEST_CASE(a_token_that_ran_out_is_renewed_at_the_first_401) {
     fake_registry r, tokens;
