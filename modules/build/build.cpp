@@ -315,7 +315,7 @@ std::optional<source_location> location_of(const llb::definition& graph, const s
     if (!vertex || !graph.source) return std::nullopt;
     const auto at = graph.source->locations.find(*vertex);
     if (at == graph.source->locations.end()) return std::nullopt;
-    for (const auto& l : at->second) {
+    for (const auto& l : at->second.list) {
         const auto index = static_cast<std::size_t>(l.source_index);
         if (l.ranges.empty() || index >= graph.source->infos.size()) continue;
         return source_location{graph.source->infos[index].filename, static_cast<unsigned>(l.ranges.front().start.line)};
