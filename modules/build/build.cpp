@@ -390,6 +390,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     else if (r.push) outputs.push_back({.type = "registry", .attributes = {}});
     exports all(p, std::move(in), std::move(names), counting);
     for (auto& o : outputs) co_await all.run(std::move(o), out);
+    co_await collect_garbage(p);
     co_return out;
 }
 
