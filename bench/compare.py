@@ -92,7 +92,8 @@ def push_image(repo, layers):
         packed = subprocess.run(["gzip", "-c", "-n", "-4", tar], check=True, stdout=subprocess.PIPE).stdout
         blobs.append(push_blob(repo, packed))
     config = json.dumps({"architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine], "os": "linux",
-                         "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}).encode()
+                         "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": diff_ids},
+                         "history": [{"created": "2024-01-01T00:00:00Z", "created_by": "bench"} for _ in diff_ids]}).encode()
     config_digest, config_size = push_blob(repo, config)
     kind = "application/vnd.oci.image.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": kind,
