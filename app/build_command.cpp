@@ -234,9 +234,31 @@ void print_result(const build_flags& flags, const build::build_result& result, s
               << result.steps << " steps, " << result.cached_steps << " cached)\n";
 }
 
+/// The lines of the Dockerfile around the place an error names, marked.
+void print_source(const build::build_request& request, const source_location& where) {
+    std::string text;
+    if (request.dockerfile_text) text = *request.dockerfile_text;
+    else {
+        std::ifstream in(request.dockerfile.empty() ? request.context / where.file : request.dockerfile, std::ios::binary);
+        text.assign(std::istreambuf_iterator<char>(in), {});
+    }
+    const auto lines = split(text, '\n');
+    if (where.line == 0 || where.line > lines.size()) return;
+    std::cerr << where.file << ":" << where.line << "\n--------------------\n";
+    const unsigned first = where.line > 2 ? where.line - 2 : 1;
+    for (unsigned n = first; n <= where.line + 2 && n <= lines.size(); ++n) {
+        if (n == lines.size() && lines[n - 1].empty()) break;
+        char mark[32];
+        std::snprintf(mark, sizeof mark, "%4u | %s ", n, n == where.line ? ">>>" : "   ");
+        std::cerr << mark << lines[n - 1] << "\n";
+    }
+    std::cerr << "--------------------\n";
+}
+
 async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, async::cancel_token stop) {
     const auto started = std::chrono::steady_clock::now();
     auto request = make_request(flags);
+    const auto asked = request;
     const auto display = make_display(flags.quiet ? "quiet" : flags.progress, request.name);
     std::exception_ptr failed;
     build::build_result result;
@@ -246,7 +268,10 @@ async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& 
         failed = std::current_exception();
     }
     display->finish();
-    if (failed) std::rethrow_exception(failed);
+    if (failed) {
+        if (const auto where = describe(failed).where()) print_source(asked, *where);
+        std::rethrow_exception(failed);
+    }
     if (!flags.iidfile.empty()) write_whole(flags.iidfile, result.config_digest);
     if (!flags.metadata_file.empty()) write_whole(flags.metadata_file, metadata_json(result));
     print_result(flags, result, std::chrono::steady_clock::now() - started);

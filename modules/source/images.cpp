@@ -306,6 +306,8 @@ async::task<snapshot::layer> images::state::bring(oci::reference ref, oci::descr
         made = co_await fetch_and_unpack(ref, layer, unpacking.fd(), writer, progress);
         keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
     }
+    if (made.applied.opaque_root)
+        throw error{errc::unsupported, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " hides everything below it (an opaque root), which is not supported yet")};
     if (made.diff_id != diff_id)
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " unpacks to ", made.diff_id.str(), " but the image's config says ", diff_id.str())};
     snapshot::pulled_info info{.diff_id = diff_id, .blob = std::move(blob), .description = cat("pulled from ", ref.str())};
