@@ -217,7 +217,7 @@ again=$(tail -1 "$work/log")
 counts=$(awk '/^#[0-9]+ \[[^]]*[0-9]+\/[0-9]+\] / { step[$1] = 1 }
               $2 == "CACHED" { cached[$1] = 1 }
               END { for (s in step) { ++all; if (s in cached) ++hits }; print hits + 0, all + 0 }' "$work/log")
-[ "$counts" != "0 0" ] && [ "${counts% *}" = "${counts#* }" ] || die "only ${counts% *} of ${counts#* } steps came from the cache"
+[ "$counts" = "${counts#* } ${counts#* }" ] || die "only ${counts% *} of ${counts#* } steps came from the cache"
 say "done"
 echo "first   $summary"
 echo "again   $again"
