@@ -9,7 +9,9 @@ cobuild=$(readlink -m "${COBUILD:-$here/../../build/release/bin/cobuild}")
 export PATH="$PATH:/usr/sbin:/sbin"
 unset BUILDKIT_PROGRESS SOURCE_DATE_EPOCH DOCKER_DEFAULT_PLATFORM  # all of them change what a build does
 
-say() { printf '\n\033[1m==> %s\033[0m\n' "$*"; }
+bold='' plain=''
+if [ -t 1 ]; then bold=$'\e[1m' plain=$'\e[0m'; fi
+say() { printf '\n%s==> %s%s\n' "$bold" "$*" "$plain"; }
 die() { printf 'demo: %s\n' "$*" >&2; exit 1; }
 
 # ---------------------------------------------------------------- what is needed
@@ -215,7 +217,7 @@ again=$(tail -1 "$work/log")
 counts=$(awk '/^#[0-9]+ \[[^]]*[0-9]+\/[0-9]+\] / { step[$1] = 1 }
               $2 == "CACHED" { cached[$1] = 1 }
               END { for (s in step) { ++all; if (s in cached) ++hits }; print hits + 0, all + 0 }' "$work/log")
-[ "$counts" != "0 0" ] && [ "${counts% *}" = "${counts#* }" ] || die "only ${counts% *} of ${counts#* } steps came from the cache"
+[ "$counts" = "${counts#* } ${counts#* }" ] || die "only ${counts% *} of ${counts#* } steps came from the cache"
 say "done"
 echo "first   $summary"
 echo "again   $again"
