@@ -29,13 +29,19 @@ namespace cobuild::exporter {
 
 namespace {
 
-/// Writes to a descriptor of the caller's, or to a file that appears under its name when commit() is called.
+/// Writes to a descriptor of the caller's, or to a file without a name that gets its own when commit() is called: a process
+/// killed meanwhile leaves nothing.
 class output_file {
 public:
     explicit output_file(const destination& to) : fd_(to.fd), path_(to.path) {
         if (fd_ >= 0) return;
-        temporary_ = cat(path_, ".", random_id());
-        own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+        const auto slash = path_.rfind('/');
+        directory_ = slash == std::string::npos ? "." : slash == 0 ? "/" : path_.substr(0, slash);
+        own_.reset(::open(directory_.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0644));
+        if (!own_ && (errno == EOPNOTSUPP || errno == EISDIR)) {  // a file system without such files
+            temporary_ = cat(path_, ".", random_id());
+            own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+        }
         if (!own_) throw_errno(cat("creating ", path_));
         fd_ = own_.get();
     }
@@ -46,14 +52,23 @@ public:
     output_file& operator=(const output_file&) = delete;
     [[nodiscard]] int fd() const { return fd_; }
     void commit() {
-        if (temporary_.empty()) return;
+        if (!own_) return;
+        const std::string self = cat("/proc/self/fd/", own_.get());
+        if (temporary_.empty()) {
+            if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
+            if (errno != EEXIST) throw_errno(cat("writing ", path_));
+            // A link cannot replace what is there; a rename can.
+            std::string name = cat(path_, ".", random_id());
+            if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) throw_errno(cat("writing ", path_));
+            temporary_ = std::move(name);
+        }
         if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno(cat("writing ", path_));
         temporary_.clear();
     }
 
 private:
     int fd_;
-    std::string path_, temporary_;
+    std::string path_, directory_, temporary_;
     unique_fd own_;
 };
 
