@@ -203,16 +203,33 @@ void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int
 
 }  // namespace
 
+namespace {
+
+/// Runs `work` on the pool; a failure names the file that was being written.
+template<class F>
+async::task<void> write_named(async::blocking_pool& pool, std::string path, F work) {
+    co_await pool.run([&] {
+        try {
+            work();
+        } catch (const error& e) {
+            if (path.empty() || std::string_view(e.what()).find(path) != std::string_view::npos) throw;
+            throw error(e).with(path);
+        }
+    });
+}
+
+}  // namespace
+
 async::task<void> write_archive(stores s, archive_kind kind, image what, std::vector<std::string> names, destination to, progress::writer progress) {
     auto sending = progress.begin("sending tarball");
-    co_await s.pool.run([&] { write_archive_file(s.content, kind, what, names, to); });
+    co_await write_named(s.pool, to.path, [&] { write_archive_file(s.content, kind, what, names, to); });
     sending.done();
 }
 
 async::task<void> write_tar(stores s, input in, destination to, progress::writer progress) {
     auto sending = progress.begin("sending tarball");
     const auto root = co_await s.snapshots.view(in.root);
-    co_await s.pool.run([&] {
+    co_await write_named(s.pool, to.path, [&] {
         output_file out(to);
         auto buffer = std::make_shared<std::vector<std::byte>>();
         archive::tar_writer tar(buffered(out.fd(), buffer));
@@ -227,7 +244,7 @@ async::task<void> write_tar(stores s, input in, destination to, progress::writer
 async::task<void> write_directory(stores s, input in, std::string directory, progress::writer progress) {
     auto copying = progress.begin("copying files");
     const auto root = co_await s.snapshots.view(in.root);
-    co_await s.pool.run([&] {
+    co_await write_named(s.pool, directory, [&] {
         if (::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) throw_errno(cat("creating ", directory));
         const unique_fd target{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
         if (!target) throw_errno(cat("opening ", directory));
