@@ -51,7 +51,7 @@ public:
     void fill(build_result& result, const solver::graph& g) const {
         for (const auto& v : g) {
             const auto at = cached_.find(v.id);
-            if (at == cached_.end()) continue;
+            if (at == cached_.end() || v.name.starts_with("[internal]")) continue;
             ++result.steps;
             if (at->second) ++result.cached_steps;
         }

@@ -203,7 +203,9 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
     }
     if (how == freshness::never && !(ref.digest() && s.content.find(*ref.digest())))
         throw error{errc::not_found, cat("the image ", ref.familiar(), " is not here, and --pull=never forbids asking a registry")};
-    auto line = progress.begin(cat("resolve ", ref.str()));
+    // A digest that is here asks nobody, and is not worth a line.
+    const bool asks = !ref.digest() || !s.content.find(*ref.digest());
+    auto line = asks ? progress.begin(cat("resolve ", ref.str())) : progress::line();
     const auto found = co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); });
     line.done();
     resolved_image out;
