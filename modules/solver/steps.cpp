@@ -160,6 +160,9 @@ void build::settle(std::size_t i) {
     auto& n = nodes_[i];
     bool late = false;
     for (const auto& in : n.info.inputs) late |= in.late;
+    // What it reads of an input that means nothing elsewhere is not known before it ran: then only the run can tell its key.
+    for (std::size_t slot = 0; slot < n.inputs.size(); ++slot)
+        late |= input(n, slot).content_of && !(slot < n.contents.size() && n.contents[slot]) && nodes_[n.inputs[slot].vertex].canonical.ephemeral;
     if (late) {
         n.wanted = true;
         return collect(i);
