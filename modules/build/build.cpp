@@ -236,7 +236,7 @@ private:
     static async::task<void> nothing() { co_return; }
 
     static void no_more(const output& o) {
-        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline"};
+        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline", "rewrite-timestamp"};
         for (const auto& [key, value] : o.attributes)
             if (std::find(std::begin(accepted), std::end(accepted), key) == std::end(accepted))
                 throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
