@@ -4,10 +4,12 @@ module;
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstddef>
 #include <cstdlib>
 #include <exception>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -38,8 +40,13 @@ class engine_impl final : public engine, public std::enable_shared_from_this<eng
 public:
     explicit engine_impl(config::configuration settings) : parts_(std::make_unique<parts>(std::move(settings))) {}
     ~engine_impl() override {
-        // close() was not called: cancel what runs and wait for it here, on the destroying thread.
-        if (parts_) parts_->runtime.block_on(shut_down());
+        // close() was not called, or could not finish. No call is under way: each holds the engine.
+        if (!parts_) return;
+        try {
+            parts_->runtime.block_on(shut_down());
+        } catch (const std::exception& e) {
+            log(log_level::warning, "the engine did not close cleanly", {{"error", e.what()}});
+        }
     }
 
     async::task<void> start(std::string root, std::string docker_config) {
@@ -49,51 +56,86 @@ public:
 
     async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink, async::cancel_token token) override {
         if (!sink) sink = progress::null_sink();
-        co_return co_await enter(async::linked(std::move(token), run_build(*parts_, std::move(request), std::move(sink))));
+        co_return co_await enter<build_result>(
+            [&](parts& p) { return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink))); });
     }
 
-    async::task<std::vector<image_info>> images() override { co_return co_await enter(list_images()); }
-    async::task<bool> remove_image(std::string name) override { co_return co_await enter(remove_one(std::move(name))); }
-    async::task<std::vector<usage_info>> usage() override { co_return co_await enter(measure_usage(*parts_)); }
-    async::task<std::vector<usage_info>> prune(prune_options options) override { co_return co_await enter(run_prune(*parts_, std::move(options))); }
+    async::task<std::vector<image_info>> images() override {
+        co_return co_await enter<std::vector<image_info>>([this](parts&) { return list_images(); });
+    }
+    async::task<bool> remove_image(std::string name) override {
+        co_return co_await enter<bool>([&](parts&) { return remove_one(std::move(name)); });
+    }
+    async::task<std::vector<usage_info>> usage() override { co_return co_await enter<std::vector<usage_info>>(measure_usage); }
+    async::task<std::vector<usage_info>> prune(prune_options options) override {
+        co_return co_await enter<std::vector<usage_info>>([&](parts& p) { return run_prune(p, std::move(options)); });
+    }
 
     async::task<void> close() override {
-        auto self = shared_from_this();
-        if (!parts_) co_return;
-        co_await async::on(parts_->runtime.get_executor(), shut_down());
-        auto dead = std::move(parts_);
-    }
-
-private:
-    /// Runs `work` on the engine's thread, counted, so that close() can end and await it.
-    template<class T>
-    async::task<T> enter(async::task<T> work) {
-        if (!parts_ || closing_.token().cancelled()) throw error{errc::canceled, "the engine was closed"};
-        auto self = shared_from_this();
-        co_return co_await async::on(parts_->runtime.get_executor(), counted<T>(async::linked(closing_.token(), std::move(work))));
-    }
-
-    template<class T>
-    async::task<T> counted(async::task<T> work) {
-        ++running_;
+        const auto self = shared_from_this();
+        bool first = false;
+        {
+            const std::lock_guard lock(guard_);
+            first = !std::exchange(closed_, true);
+        }
+        if (!first) co_return co_await over_.wait();
         std::exception_ptr failed;
-        std::optional<T> out;
         try {
-            out.emplace(co_await std::move(work));
+            co_await async::on(parts_->runtime.get_executor(), shut_down());
+            parts_.reset();
         } catch (...) {
             failed = std::current_exception();
         }
-        if (--running_ == 0 && idle_) idle_->set();
+        over_.set();
         if (failed) std::rethrow_exception(failed);
-        co_return std::move(*out);
+    }
+
+private:
+    /// One call on the engine, from before it crosses to the engine's thread until its last frame is gone there (or until it
+    /// was cancelled on the way): the parts live as long.
+    class admission {
+    public:
+        explicit admission(engine_impl& e) : engine_(&e) {
+            const std::lock_guard lock(e.guard_);
+            if (e.closed_) throw error{errc::canceled, "the engine was closed"};
+            ++e.running_;
+        }
+        admission(admission&& other) noexcept : engine_(std::exchange(other.engine_, nullptr)) {}
+        admission& operator=(admission&&) = delete;
+        ~admission() {
+            if (engine_ == nullptr) return;
+            const std::lock_guard lock(engine_->guard_);
+            if (--engine_->running_ == 0 && engine_->closed_) engine_->idle_.set();
+        }
+
+    private:
+        engine_impl* engine_;
+    };
+
+    /// Runs what `make` gives on the engine's thread, so that close() can end and await it.
+    template<class T, class Make>
+    async::task<T> enter(Make make) {
+        const auto self = shared_from_this();
+        admission admitted(*this);
+        auto work = async::linked(closing_.token(), make(*parts_));
+        co_return co_await async::on(parts_->runtime.get_executor(), counted<T>(std::move(admitted), std::move(work)));
+    }
+
+    // The frame's parameters die last to first: the admission after the work.
+    template<class T>
+    static async::task<T> counted(admission, async::task<T> work) {
+        co_return co_await std::move(work);
     }
 
     async::task<void> shut_down() {
+        co_await async::no_cancel;
         closing_.cancel(error{errc::canceled, "the engine was closed"});
-        if (running_ > 0) {
-            idle_.emplace();
-            co_await idle_->wait();
+        bool busy = false;
+        {
+            const std::lock_guard lock(guard_);
+            busy = running_ > 0;
         }
+        if (busy) co_await idle_.wait();
         co_await parts_->close();
     }
 
@@ -119,8 +161,10 @@ private:
 
     std::unique_ptr<parts> parts_;
     async::cancel_source closing_;
+    std::mutex guard_;  // of what calls and close() settle between threads
+    bool closed_ = false;
     std::size_t running_ = 0;
-    std::optional<async::event> idle_;
+    async::event idle_, over_;
 };
 
 }  // namespace
