@@ -114,7 +114,8 @@ BOOST_AUTO_TEST_CASE(full_disk_at_the_destination) {
     write_file(place / "ctx/Dockerfile", "FROM scratch\nCOPY big /big\n");
     const small_disk disk(place.path("dest"), "4m");
     for (const auto* kind : {"oci", "tar"}) {
-        check_sentence(place.run_build("ctx", {"-o", std::string("type=") + kind + ",dest=" + place.path("dest/x.tar")}), 1, {"o space left on device", "dest"});
+        check_sentence(place.run_build("ctx", {"-o", std::string("type=") + kind + ",dest=" + place.path("dest/x.tar")}), 1,
+                       {"o space left on device", "dest"});
         BOOST_CHECK_MESSAGE(stdfs::is_empty(place / "dest"), kind << ": a cut-off file stays at the destination");
         for (const auto& e : stdfs::directory_iterator(place / "dest")) stdfs::remove_all(e.path());
     }

@@ -22,6 +22,7 @@ struct crash_place {
     workshop place;
     std::string digest;
     std::chrono::milliseconds took{0};
+    int had_to_repair = 0;  ///< deaths that did leave something to the next start
 
     crash_place() {
         stdfs::create_directory(place / "out");
@@ -34,8 +35,10 @@ struct crash_place {
         stdfs::last_write_time(place / "ctx/f", stdfs::file_time_type(std::chrono::hours(-24 * 365 * 150)));
         place.make_base("busybox");
         if (stdfs::exists("/usr/lib/cni/bridge") && stdfs::exists("/usr/lib/cni/host-local")) {
-            write_file(place / "cni.conflist", R"({"cniVersion":"1.0.0","name":"crash","plugins":[{"type":"bridge","bridge":"br-crash","ipam":{"type":"host-local","dataDir":")" +
-                                                   place.path("ipam") + R"(","ranges":[[{"subnet":"10.99.0.0/24"}]]}}]})");
+            write_file(
+                place / "cni.conflist",
+                R"({"cniVersion":"1.0.0","name":"crash","plugins":[{"type":"bridge","bridge":"br-crash","ipam":{"type":"host-local","dataDir":")" +
+                    place.path("ipam") + R"(","ranges":[[{"subnet":"10.99.0.0/24"}]]}}]})");
             place.flags = {"--oci-worker-net=cni", "--oci-cni-config-path=" + place.path("cni.conflist"), "--oci-cni-binary-dir=/usr/lib/cni"};
         }
         const auto o = next_build();
@@ -44,7 +47,9 @@ struct crash_place {
         BOOST_TEST_MESSAGE("undisturbed: " << digest << " in " << took.count() << " ms");
         check_clean("after the undisturbed build");
     }
-    [[nodiscard]] strings arguments() const { return place.build("ctx", {"-t", "x", "-o", "type=oci,dest=" + place.path("out/x.tar"), "--metadata-file", place.path("meta.json")}); }
+    [[nodiscard]] strings arguments() const {
+        return place.build("ctx", {"-t", "x", "-o", "type=oci,dest=" + place.path("out/x.tar"), "--metadata-file", place.path("meta.json")});
+    }
     outcome next_build() const {
         stdfs::remove(place / "meta.json");
         return must_run(arguments(), place.options());
@@ -62,6 +67,7 @@ struct crash_place {
     /// After a death: the next build, its digest, what is left.
     void recover(const std::string& when) {
         place.note_owners();
+        if (!place.leftovers().empty()) ++had_to_repair;
         next_build();
         BOOST_CHECK_MESSAGE(image_digest(place / "meta.json") == digest, when << ": the image is another one");
         check_clean(when);
@@ -112,6 +118,7 @@ BOOST_AUTO_TEST_CASE(killed_at_random_instants) {
         c.recover(name);
     }
     BOOST_TEST(killed > 5);
+    BOOST_TEST(c.had_to_repair > 0);
 }
 
 BOOST_AUTO_TEST_CASE(killed_after_every_rename) {
@@ -128,5 +135,6 @@ BOOST_AUTO_TEST_CASE(killed_after_every_rename) {
     }
     BOOST_TEST_MESSAGE("the build makes " << n - 1 << " renames");
     BOOST_TEST(n > 5);
+    BOOST_TEST(c.had_to_repair > 0);
     BOOST_TEST(n < 400);
 }

@@ -14,24 +14,25 @@ struct deaf_step {
     workshop place;
     deaf_step() {
         place.make_base("busybox");
-        write_file(place / "ctx/Dockerfile", "FROM busybox\nRUN trap '' TERM; echo step-is-deaf; while true; do sleep 1000; done\n");
+        write_file(place / "ctx/Dockerfile", "FROM busybox\nRUN trap '' TERM; echo step-is-$((40+2)); while true; do sleep 1000; done\n");
     }
     /// Runs until the step speaks.
     void wait_for_step(running& build) {
-        const bool speaks = build.wait_stderr(" step-is-deaf");
-        BOOST_REQUIRE_MESSAGE(speaks, build.wait().str());
+        if (!build.wait_stderr("step-is-42")) BOOST_FAIL(build.wait().str());
         place.note_owners();
     }
 };
 
-std::chrono::milliseconds since(std::chrono::steady_clock::time_point t) { return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - t); }
+std::chrono::milliseconds since(std::chrono::steady_clock::time_point t) {
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - t);
+}
 
 }  // namespace
 
 BOOST_AUTO_TEST_CASE(one_interrupt_stops_the_step_and_leaves_nothing) {
     if (!needs_root() || !docker_registry::available()) return;
     deaf_step d;
-    running build(d.place.build("ctx"), d.place.options());
+    running build(d.place.build("ctx"), d.place.options({}, std::chrono::seconds(15)));
     d.wait_for_step(build);
     const auto begin = std::chrono::steady_clock::now();
     build.signal(SIGINT);
@@ -48,7 +49,7 @@ BOOST_AUTO_TEST_CASE(one_interrupt_stops_the_step_and_leaves_nothing) {
 BOOST_AUTO_TEST_CASE(terminate_stops_it_too) {
     if (!needs_root() || !docker_registry::available()) return;
     deaf_step d;
-    running build(d.place.build("ctx"), d.place.options());
+    running build(d.place.build("ctx"), d.place.options({}, std::chrono::seconds(15)));
     d.wait_for_step(build);
     build.signal(SIGTERM);
     const auto o = build.wait();
@@ -60,7 +61,7 @@ BOOST_AUTO_TEST_CASE(terminate_stops_it_too) {
 BOOST_AUTO_TEST_CASE(a_second_interrupt_ends_at_once) {
     if (!needs_root() || !docker_registry::available()) return;
     deaf_step d;
-    running build(d.place.build("ctx"), d.place.options());
+    running build(d.place.build("ctx"), d.place.options({}, std::chrono::seconds(15)));
     d.wait_for_step(build);
     const auto begin = std::chrono::steady_clock::now();
     build.signal(SIGINT);

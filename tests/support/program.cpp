@@ -247,8 +247,11 @@ void workshop::make_base(const std::string& name, const std::string& extra, cons
     write_file(base / "rootfs/etc/group", "root:x:0:\nusers:x:100:\n");
     ::chmod((base / "rootfs/tmp").c_str(), 01777);
     if (!own_file.empty()) write_file(base / "own", own_file);
-    write_file(base / "Dockerfile", "FROM scratch\nCOPY rootfs /\n" + std::string(own_file.empty() ? "" : "COPY own /own\n") + "ENV PATH=/bin\nCMD [\"sh\"]\n" + extra);
-    must_run({program(), "build", base.string(), "-t", registry_->host() + "/library/" + name, "--push", "--root", path("base-root"), "--config", config, "--progress=plain"}, options());
+    write_file(base / "Dockerfile",
+               "FROM scratch\nCOPY rootfs /\n" + std::string(own_file.empty() ? "" : "COPY own /own\n") + "ENV PATH=/bin\nCMD [\"sh\"]\n" + extra);
+    must_run({program(), "build", base.string(), "-t", registry_->host() + "/library/" + name, "--push", "--root", path("base-root"), "--config",
+              config, "--progress=plain"},
+             options());
 }
 
 strings workshop::build(const std::string& context, strings extra) const {
@@ -258,13 +261,17 @@ strings workshop::build(const std::string& context, strings extra) const {
     return args;
 }
 
-run_options workshop::options(strings more) const {
-    run_options o{.env = {"HOME=" + path("home"), "TMPDIR=" + path("tmp"), "DOCKER_CONFIG=" + path("home/.docker"), "SOURCE_DATE_EPOCH=1700000000"}, .cwd = dir_.path().string()};
+run_options workshop::options(strings more, std::chrono::seconds limit) const {
+    run_options o{.env = {"HOME=" + path("home"), "TMPDIR=" + path("tmp"), "DOCKER_CONFIG=" + path("home/.docker"), "SOURCE_DATE_EPOCH=1700000000"},
+                  .cwd = dir_.path().string()};
+    o.limit = limit;
     o.env.insert(o.env.end(), more.begin(), more.end());
     return o;
 }
 
-outcome workshop::run_build(const std::string& context, strings extra, strings env) const { return run(build(context, std::move(extra)), options(std::move(env))); }
+outcome workshop::run_build(const std::string& context, strings extra, strings env) const {
+    return run(build(context, std::move(extra)), options(std::move(env)));
+}
 
 void workshop::note_owners() {
     for (auto& o : names_in(root + "/owners")) owners_.insert(std::move(o));
@@ -294,7 +301,8 @@ strings workshop::leftovers() const {
     for (const auto& name : names_in(dir_ / "tmp")) out.push_back("file tmp/" + name);
     auto* links = ::if_nameindex();
     for (auto* l = links; l != nullptr && l->if_index != 0; ++l)
-        if (std::string_view(l->if_name) != "lo" && !std::string_view(l->if_name).starts_with("br-")) out.push_back(std::string("network link ") + l->if_name);
+        if (std::string_view(l->if_name) != "lo" && !std::string_view(l->if_name).starts_with("br-"))
+            out.push_back(std::string("network link ") + l->if_name);
     ::if_freenameindex(links);
     for (const auto& name : names_in("/run/netns")) out.push_back("network namespace " + name);
     return out;

@@ -46,7 +46,7 @@ struct outcome {
 struct run_options {
     strings env;  ///< "KEY=value", on top of ours
     std::string cwd;
-    std::chrono::seconds limit{120};  ///< then it is killed and the test fails
+    std::chrono::seconds limit{60};  ///< then it is killed and the test fails
 };
 
 /// A program in a process group of its own; the group is killed when this goes, and the program when its starter dies.
@@ -81,6 +81,8 @@ outcome must_run(strings args, run_options options = {});
 
 /// A directory with a registry that stands in for docker.io, configuration and state directory.
 class workshop {
+    scratch_dir dir_;
+
 public:
     workshop();
     ~workshop();
@@ -93,7 +95,7 @@ public:
     /// cobuild build CONTEXT --root ... --config ... --progress=plain EXTRA...
     [[nodiscard]] strings build(const std::string& context, strings extra = {}) const;
     /// Environment of all runs: HOME, TMPDIR and DOCKER_CONFIG inside, SOURCE_DATE_EPOCH set.
-    [[nodiscard]] run_options options(strings more = {}) const;
+    [[nodiscard]] run_options options(strings more = {}, std::chrono::seconds limit = std::chrono::seconds(60)) const;
     outcome run_build(const std::string& context, strings extra = {}, strings env = {}) const;
     /// What a dead or finished cobuild must not leave: one line each. Empty is right.
     [[nodiscard]] strings leftovers() const;
@@ -105,7 +107,6 @@ public:
     strings flags{"--oci-worker-net=none"};
 
 private:
-    scratch_dir dir_;
     std::unique_ptr<docker_registry> registry_;
     std::set<int> helpers_;
     std::set<std::string> owners_;
