@@ -154,9 +154,12 @@ public:
             const auto before = landed_.entries();
             if (!one(source, sources.size() > 1)) return std::nullopt;
             // A directory that the client hides but for exceptions, and there are none.
-            if (job_.live != nullptr && landed_.entries() == before && source == relative(job_.what.src) && job_.live->excluded.matches(source)) throw missing(job_, source);
+            const bool by_name = !source.empty() && source == relative(job_.what.src);
+            if (job_.live != nullptr && by_name && landed_.entries() == before && job_.live->excluded.matches(source)) throw missing(job_, source);
         }
         for (const auto& required : job_.what.required_paths) resolve_source(job_, relative(required));
+        if (const auto time = time_of(job_.what))
+            for (const auto& dir : made_) job_.to->set_mtime(dir, *time);  // what was put into them moved it
         return landed_.finish();
     }
 
@@ -179,7 +182,10 @@ private:
         return true;
     }
 
-    void make_dirs(const std::string& path) { job_.to->make_dirs(path, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what)); }
+    void make_dirs(const std::string& path) {
+        const auto made = job_.to->make_dirs(path, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what));
+        made_.insert(made_.end(), made.begin(), made.end());
+    }
 
     /// Makes the directories above, for contents the one they go into, and tells the path to write to.
     std::string prepare_destination(const std::string& name, bool contents, bool several) {
@@ -322,6 +328,7 @@ private:
     cache::stat_memo* memo_;
     landing landed_;
     std::optional<std::uint64_t> file_system_;
+    std::vector<std::string> made_;  ///< directories above what is copied
     std::map<std::string, std::pair<fs::file_info, std::chrono::sys_time<nanoseconds>>> seen_;
 };
 
