@@ -85,7 +85,7 @@ build::output parse_output(const std::string& text) {
     if (out.type.empty()) throw error{errc::invalid, cat("--output ", text, ": type= is missing (image, oci, docker, local, tar or registry)")};
     if (std::find(std::begin(types), std::end(types), out.type) == std::end(types)) {
         const auto near = nearest(out.type, types);
-        throw error{errc::invalid, cat("--output: unknown type ", quoted(out.type), near.empty() ? "" : cat(", did you mean ", near, "?"))};
+        throw error{errc::invalid, cat("--output: unknown type ", quoted(out.type), near.empty() ? " (image, oci, docker, local, tar and registry are known)" : cat(", did you mean ", near, "?"))};
     }
     if (out.type == "local" && out.attributes["dest"].empty()) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
     if (out.type == "tar" || out.type == "oci" || out.type == "docker") {
@@ -221,7 +221,7 @@ std::string metadata_json(const build::build_result& result) {
 
 void print_result(const build_flags& flags, const build::build_result& result, std::chrono::steady_clock::duration took) {
     if (flags.quiet) {
-        std::cout << result.config_digest << "\n";
+        if (!result.config_digest.empty()) std::cout << result.config_digest << "\n";
         return;
     }
     if (result.image_digest.empty()) return;
@@ -234,9 +234,31 @@ void print_result(const build_flags& flags, const build::build_result& result, s
               << result.steps << " steps, " << result.cached_steps << " cached)\n";
 }
 
+/// The lines of the Dockerfile around the place an error names, marked.
+void print_source(const build::build_request& request, const source_location& where) {
+    std::string text;
+    if (request.dockerfile_text) text = *request.dockerfile_text;
+    else {
+        std::ifstream in(request.dockerfile.empty() ? request.context / where.file : request.dockerfile, std::ios::binary);
+        text.assign(std::istreambuf_iterator<char>(in), {});
+    }
+    const auto lines = split(text, '\n');
+    if (where.line == 0 || where.line > lines.size()) return;
+    std::cerr << where.file << ":" << where.line << "\n--------------------\n";
+    const unsigned first = where.line > 2 ? where.line - 2 : 1;
+    for (unsigned n = first; n <= where.line + 2 && n <= lines.size(); ++n) {
+        if (n == lines.size() && lines[n - 1].empty()) break;
+        char mark[32];
+        std::snprintf(mark, sizeof mark, "%4u | %s ", n, n == where.line ? ">>>" : "   ");
+        std::cerr << mark << lines[n - 1] << "\n";
+    }
+    std::cerr << "--------------------\n";
+}
+
 async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, async::cancel_token stop) {
     const auto started = std::chrono::steady_clock::now();
     auto request = make_request(flags);
+    const auto asked = request;
     const auto display = make_display(flags.quiet ? "quiet" : flags.progress, request.name);
     std::exception_ptr failed;
     build::build_result result;
@@ -246,7 +268,10 @@ async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& 
         failed = std::current_exception();
     }
     display->finish();
-    if (failed) std::rethrow_exception(failed);
+    if (failed) {
+        if (const auto where = describe(failed).where()) print_source(asked, *where);
+        std::rethrow_exception(failed);
+    }
     if (!flags.iidfile.empty()) write_whole(flags.iidfile, result.config_digest);
     if (!flags.metadata_file.empty()) write_whole(flags.metadata_file, metadata_json(result));
     print_result(flags, result, std::chrono::steady_clock::now() - started);
@@ -269,7 +294,7 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_flag("--load", f.load, "Load the image into the Docker engine");
     c.add_flag("--no-cache", f.no_cache, "Run every step anew");
     c.add_option("--no-cache-filter", f.no_cache_filter, "Run these stages anew")->delimiter(',')->type_name("STAGE")->allow_extra_args(false);
-    c.add_flag("--pull{always}", f.pull, "Which base images to ask the registry for: missing, always, never");
+    c.add_flag("--pull{always}", f.pull, "Ask the registry for newer base images; --pull=missing (default), always or never");
     c.add_option("--network", f.network, "Network of RUN steps: default, none, host")->type_name("MODE");
     list("--add-host", f.add_hosts, "Line for /etc/hosts of RUN steps", "NAME:ADDRESS");
     list("--secret", f.secrets, "Secret for RUN --mount=type=secret", "id=ID[,src=FILE|,env=VAR]");
@@ -280,8 +305,13 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--metadata-file", f.metadata_file, "Write what was built as JSON")->type_name("FILE");
     c.add_option("--iidfile", f.iidfile, "Write the image id")->type_name("FILE");
     c.add_flag("-q,--quiet", f.quiet, "Print the image id only");
-    for (const auto* name : {"--ssh", "--allow", "--annotation", "--build-context", "--cache-from", "--cache-to", "--attest", "--sbom", "--provenance", "--call", "--builder"})
+    for (const auto* name : {"--ssh", "--allow", "--annotation", "--build-context", "--cache-from", "--cache-to", "--attest", "--call"})
         c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
+    // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
+    for (const auto& [name, accepted] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})
+        c.add_option_function<std::string>(name, [&f, name = name, accepted = accepted](const std::string& v) {
+             if (v != accepted) f.not_yet.push_back(cat(name, "=", v));
+         }, "")->group("");
     for (const auto* name : {"--check"}) c.add_flag_callback(name, [&f, name] { f.not_yet.emplace_back(name); }, "")->group("");
     f.engine.add_to(c);
 }

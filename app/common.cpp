@@ -53,7 +53,7 @@ void engine_flags::add_to(CLI::App& command) {
         command.add_option_function<std::string>(name, [&target](const std::string& v) { target = v; }, help)->group("Engine")->type_name("TEXT");
     };
     command.add_option("--config", config_file, "Configuration file, as buildkitd's")->group("Engine")->type_name("FILE");
-    text("--root", o.root, "State directory");
+    text("--root", o.root, "State directory (/var/lib/cobuild)");
     command.add_flag_callback("--debug", [&o] { o.debug = true; }, "Log what the engine does, every registry request included")->group("Engine");
     text("--log-format", o.log_format, "text or json");
     text("--oci-worker-net", o.oci.network, "Network of steps: auto, cni, host or none");
@@ -66,7 +66,7 @@ void engine_flags::add_to(CLI::App& command) {
         ->group("Engine");
     command.add_option_function<std::int64_t>("--oci-max-parallelism", [&o](std::int64_t v) { o.oci.max_parallelism = v; }, "Most steps that run at once")
         ->group("Engine");
-    command.add_flag_function("--oci-worker-gc", [&o](std::int64_t n) { o.oci.gc = n > 0; }, "Remove old data by itself (default on)")->group("Engine");
+    command.add_flag_function("--oci-worker-gc", [&o](std::int64_t n) { o.oci.gc = n > 0; }, "Remove old data by itself; --oci-worker-gc=false switches it off")->group("Engine");
 }
 
 config::configuration engine_flags::load() const {

@@ -90,7 +90,8 @@ enum class kind { cni, host, none };
 class provider {
 public:
     virtual ~provider() = default;
-    /// `id` is unique among everything that shares the network: [A-Za-z0-9][A-Za-z0-9_.-]*. A cancelled attach has undone its ADD.
+    /// `id` is unique among everything that shares the network: [A-Za-z0-9][A-Za-z0-9_.-]*. Cancelled: either it has undone its
+    /// ADD and throws, or it was done already and the attachment is the caller's to detach.
     virtual async::task<attachment> attach(std::string id, attach_args args = {}) = 0;
     /// Never throws for what plugins do: failures are warnings in the log and the ledger's entry stays. Ignores cancellation.
     virtual async::task<void> detach(attachment a) = 0;

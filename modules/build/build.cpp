@@ -40,13 +40,18 @@ class counting_sink final : public progress::sink {
 public:
     explicit counting_sink(std::shared_ptr<progress::sink> next) : next_(std::move(next)) {}
     void on_event(const progress::event& e) override {
-        if (const auto* v = std::get_if<progress::vertex>(&e); v != nullptr && v->completed) cached_[v->id] = v->cached;
+        if (const auto* v = std::get_if<progress::vertex>(&e); v != nullptr && v->completed) {
+            cached_[v->id] = v->cached;
+            if (!v->error.empty() && !v->canceled && !failed_) failed_ = v->id;
+        }
         next_->on_event(e);
     }
+    /// The first vertex that failed.
+    [[nodiscard]] const std::optional<digest>& failed() const { return failed_; }
     void fill(build_result& result, const solver::graph& g) const {
         for (const auto& v : g) {
             const auto at = cached_.find(v.id);
-            if (at == cached_.end()) continue;
+            if (at == cached_.end() || v.name.starts_with("[internal]")) continue;
             ++result.steps;
             if (at->second) ++result.cached_steps;
         }
@@ -55,6 +60,7 @@ public:
 private:
     std::shared_ptr<progress::sink> next_;
     std::map<digest, bool> cached_;
+    std::optional<digest> failed_;
 };
 
 std::optional<std::string> read_small(const stdfs::path& file) {
@@ -230,7 +236,7 @@ private:
     static async::task<void> nothing() { co_return; }
 
     static void no_more(const output& o) {
-        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline"};
+        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline", "rewrite-timestamp"};
         for (const auto& [key, value] : o.attributes)
             if (std::find(std::begin(accepted), std::end(accepted), key) == std::end(accepted))
                 throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
@@ -304,6 +310,36 @@ private:
     std::shared_ptr<progress::sink> sink_;
 };
 
+/// Where in the Dockerfile a vertex comes from.
+std::optional<source_location> location_of(const llb::definition& graph, const std::optional<digest>& vertex) {
+    if (!vertex || !graph.source) return std::nullopt;
+    const auto at = graph.source->locations.find(*vertex);
+    if (at == graph.source->locations.end()) return std::nullopt;
+    for (const auto& l : at->second.list) {
+        const auto index = static_cast<std::size_t>(l.source_index);
+        if (l.ranges.empty() || index >= graph.source->infos.size()) continue;
+        return source_location{graph.source->infos[index].filename, static_cast<unsigned>(l.ranges.front().start.line)};
+    }
+    return std::nullopt;
+}
+
+/// Solves, and tells of a failure where in the Dockerfile it stands.
+async::task<solver::result> solve(parts& p, const solver::graph& vertices, solver::edge target, const llb::definition& graph, bool no_cache,
+                                  std::shared_ptr<counting_sink> sink) {
+    std::exception_ptr failed;
+    std::vector<solver::result> out;
+    try {
+        out = co_await p.solver->solve(vertices, {target}, sink, {.no_cache = no_cache});
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (!failed) co_return out.at(0);
+    auto e = describe(failed);
+    if (e.kind() != errc::canceled && !e.where())
+        if (auto where = location_of(graph, sink->failed())) throw std::move(e).at(std::move(*where));
+    throw e;
+}
+
 void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about) {
     for (const auto& w : warnings) {
         progress::warning out;
@@ -342,8 +378,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
     state::pin keep;
     if (graph.result) {
-        auto results = co_await p.solver->solve(graph.vertices, {*graph.result}, counting, {.no_cache = r.no_cache});
-        const auto value = co_await ops::as_chain_value(*p.environment, results.at(0));
+        const auto value = co_await ops::as_chain_value(*p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, r.no_cache, counting));
         in.root = value->chain;
         keep = value->keep;
     }
@@ -355,6 +390,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     else if (r.push) outputs.push_back({.type = "registry", .attributes = {}});
     exports all(p, std::move(in), std::move(names), counting);
     for (auto& o : outputs) co_await all.run(std::move(o), out);
+    co_await collect_garbage(p);
     co_return out;
 }
 

@@ -1,4 +1,6 @@
 module;
+#include <unistd.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -124,6 +126,8 @@ private:
 }  // namespace
 
 async::task<std::shared_ptr<engine>> engine::open(engine_options options) {
+    if (::geteuid() != 0)
+        throw error{errc::permission, "cobuild needs root to mount layers and set owners, and this is another user (uid " + std::to_string(::geteuid()) + "); run it as root"};
     std::string root = options.root.string();
     // BuildKit's own default directory is never shared with BuildKit.
     if (root.empty()) root = options.settings.root == config::configuration{}.root ? std::string(default_root) : options.settings.root;

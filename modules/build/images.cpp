@@ -83,7 +83,8 @@ async::task<void> push_image(parts& p, exporter::image image, std::vector<std::s
     }
 }
 
-async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+namespace {
+async::task<void> pipe_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
     if (!process::find_program("docker")) throw error{errc::not_found, "--load needs the docker command line program, which is not in PATH"};
     std::array<int, 2> ends{};
     if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("making a pipe");
@@ -116,6 +117,12 @@ async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<
     co_await group.join();
     if (!status.ok()) throw error{errc::unavailable, cat("docker load failed (", status.str(), "): ", trim(*said))};
     if (failed) std::rethrow_exception(failed);
+}
+}  // namespace
+
+async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+    // A chain of its own: what it shields from cancellation while it cleans up ends with it.
+    co_await async::linked(async::cancel_token{}, pipe_into_docker(p, std::move(image), std::move(names), std::move(progress)));
 }
 
 std::vector<digest> children_of(const content::store& content, const digest& d) {

@@ -1,5 +1,6 @@
 module;
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <exception>
 #include <map>
@@ -60,6 +61,31 @@ registry::host_resolver resolver_of(const config::configuration& settings) {
 // ---------------------------------------------------------------- parts
 
 namespace {
+
+/// Deletes what builds discarded, for a moment: large trees are left to the next command or to prune, a little each time.
+async::task<void> take_out_trash(parts& p) {
+    async::cancel_source enough;
+    const auto stop_later = [](async::cancel_source source) -> async::task<void> {
+        co_await async::sleep_for(std::chrono::milliseconds(30));
+        source.cancel(error{errc::canceled, "enough for now"});
+    };
+    async::task_group group(co_await async::current_executor, true);
+    group.spawn(stop_later(enough));
+    co_await p.runtime.pool().run([&] {
+        try {
+            p.directory->empty_trash_blocking(enough.token());
+        } catch (const error& e) {
+            if (e.kind() != errc::canceled) log(log_level::warning, "discarded files could not be deleted", {{"error", e.what()}});
+        }
+    });
+    group.cancel();
+    try {
+        co_await group.join();
+    } catch (...) {
+        // The timer, cancelled.
+    }
+}
+
 std::shared_ptr<snapshot::store> open_snapshots(const std::string& kind, std::shared_ptr<state::directory> directory) {
     if (kind == "native") return snapshot::open_native(std::move(directory));
     if (kind == "overlayfs") return snapshot::open_overlay(std::move(directory));
@@ -167,6 +193,7 @@ async::task<void> parts::close() {
     if (cache) co_await cache->close();
     if (registry) co_await registry->close();
     if (snapshots) co_await runtime.pool().run([this] { snapshots->flush(); });
+    if (directory) co_await take_out_trash(*this);
     environment.reset();
     solver.reset();
     images.reset();

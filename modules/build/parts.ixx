@@ -99,6 +99,10 @@ async::task<void> push_image(parts& p, exporter::image image, std::vector<std::s
 /// Pipes a docker archive into `docker load`.
 async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
 
+/// Applies the configured policy, at most every ten minutes over all processes; records of images built here stay unless a
+/// rule says `all`.
+async::task<void> collect_garbage(parts& p);
+
 /// Descriptors below a manifest or index of the content store; nothing for other blobs.
 std::vector<digest> children_of(const content::store& content, const digest& d);
 

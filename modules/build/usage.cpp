@@ -138,4 +138,32 @@ async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options) 
     co_return removed;
 }
 
+namespace {
+
+constexpr std::string_view gc_stamp = "gc.stamp";
+constexpr auto gc_interval = std::chrono::minutes(10);
+
+/// Whether the policy was last applied long enough ago; notes that it is being applied now. A new state directory is not due.
+bool gc_is_due(const state::directory& directory) {
+    const auto info = fs::stat_at(directory.fd(), gc_stamp);
+    const auto now = std::chrono::duration_cast<std::chrono::seconds>(std::chrono::system_clock::now().time_since_epoch());
+    const bool due = info && std::chrono::seconds(info->mtime.seconds) + gc_interval < now;
+    if (due || !info) fs::atomic_write(directory.fd(), gc_stamp, "", 0600, false);
+    return due;
+}
+
+}  // namespace
+
+async::task<void> collect_garbage(parts& p) {
+    if (!p.settings.oci.gc.enabled || !co_await p.runtime.pool().run([&p] { return gc_is_due(*p.directory); })) co_return;
+    const auto total = co_await p.runtime.pool().run([&p] { return fs::disk_space(p.directory->root()).total; });
+    for (const auto& rule : config::gc_rules(p.settings.oci.gc, total)) {
+        prune_options o{.all = rule.all, .keep_duration = rule.keep_duration, .filters = rule.filters};
+        if (rule.max_used_space != 0) o.max_used = rule.max_used_space;
+        if (rule.reserved_space != 0) o.reserved = rule.reserved_space;
+        if (rule.min_free_space != 0) o.min_free = rule.min_free_space;
+        co_await run_prune(p, std::move(o));
+    }
+}
+
 }  // namespace cobuild::build

@@ -137,9 +137,9 @@ private:
         } catch (...) {
             failed = std::current_exception();  // waiting for its turn: nothing was added
         }
+        co_await async::no_cancel;  // what was added is either handed over or undone
         if (!failed) failed = co_await note_result(*s, std::move(entry));
         if (failed) {
-            co_await async::no_cancel;
             if (!s->keep_entry) co_await forget(s->entry);
             co_await close_namespace(std::move(s->ns));
             std::rethrow_exception(failed);
@@ -195,7 +195,6 @@ private:
             co_await forget(std::exchange(s.entry, std::move(full)));
             co_return nullptr;
         }
-        co_await async::no_cancel;
         s.keep_entry = (co_await plugins_.del(list_, version_, s.target, s.result)).has_value();
         co_return failed;
     }

@@ -84,7 +84,7 @@ std::string go_quote_list(const std::vector<std::string>& list);
 std::string go_list(const std::vector<std::string>& list);
 
 /// What image history's `created_by` says of an instruction after expand_fields:
-/// `ENV a=b c=d`, `CMD ["a" "b"]`, `VOLUME [/a /b]`, `HEALTHCHECK {Test:[CMD a] Interval:5s ...}`, `COPY --chown=1 a /b # buildkit`.
+/// `ENV a=b c=d`, `CMD ["a" "b"]`, `VOLUME [/a /b]`, `HEALTHCHECK &{["CMD" "a"] "5s" ...}`, `COPY --chown=1 a /b # buildkit`.
 /// CMD and ENTRYPOINT in shell form: give the args with the shell in front. EXPOSE: give the list of "80/tcp" as `ports`.
 /// ARG: give the values in effect. RUN: see run_history. ONBUILD has none, FROM neither: empty.
 std::string history(const instruction_body& body);

@@ -1,6 +1,7 @@
 module;
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -26,6 +27,16 @@ std::string pairs_text(std::string out, const std::vector<key_value>& pairs) {
     return out;
 }
 
+/// Go's %q of a number: the character of that code between single quotes. BuildKit prints the retries so, by accident.
+std::string go_quote_rune(std::int64_t code) {
+    if (code == '\'' ) return "'\\''";
+    if (code == '"') return R"('"')";
+    if (code < 0 || code > 126) return cat("'\\U", code, "'");
+    std::string text = go_quote(std::string(1, static_cast<char>(code)));
+    text.front() = text.back() = '\'';
+    return text;
+}
+
 struct history_text {
     std::string operator()(const env_instruction& i) const { return pairs_text("ENV", i.pairs); }
     std::string operator()(const label_instruction& i) const { return pairs_text("LABEL", i.pairs); }
@@ -44,8 +55,9 @@ struct history_text {
     std::string operator()(const cmd_instruction& i) const { return cat("CMD ", go_quote_list(i.command.args)); }
     std::string operator()(const entrypoint_instruction& i) const { return cat("ENTRYPOINT ", go_quote_list(i.command.args)); }
     std::string operator()(const healthcheck_instruction& i) const {
-        return cat("HEALTHCHECK {Test:", go_list(i.test), " Interval:", format_duration(i.interval), " Timeout:", format_duration(i.timeout),
-                   " StartPeriod:", format_duration(i.start_period), " StartInterval:", format_duration(i.start_interval), " Retries:", i.retries, '}');
+        const auto time = [](nanoseconds d) { return go_quote(format_duration(d)); };
+        return cat("HEALTHCHECK &{", go_quote_list(i.test), ' ', time(i.interval), ' ', time(i.timeout), ' ', time(i.start_period), ' ', time(i.start_interval), ' ',
+                   go_quote_rune(i.retries), '}');
     }
     std::string operator()(const copy_instruction& i) const { return paths(i.parents ? "COPY --parents" : "COPY", i); }
     std::string operator()(const add_instruction& i) const { return paths("ADD", i); }

@@ -150,7 +150,12 @@ async::task<void> clean_cgroups(async::blocking_pool& pool, std::string text) {
     if (!text.starts_with(entry_word) || !path.starts_with('/') || parts.size() < 3 || parts[parts.size() - 2] != "cobuild" || parts.back().empty() ||
         std::find(parts.begin(), parts.end(), "..") != parts.end())
         throw error{errc::corrupt, cat("not the name of a cgroup of ours: ", cobuild::quoted(text))};
-    const bool clean = co_await pool.run([path] { return remove_cgroup(cgroup_hierarchies(), path); });
+    const bool clean = co_await pool.run([path] {
+        const auto hierarchies = cgroup_hierarchies();
+        const bool gone = remove_cgroup(hierarchies, path);
+        for (const auto& h : hierarchies) ::rmdir(std::filesystem::path(h + path).parent_path().c_str());  // stays while others use it
+        return gone;
+    });
     if (!clean) throw error{errc::io, cat("cgroup ", path, " still has processes")};
 }
 

@@ -29,13 +29,19 @@ namespace cobuild::exporter {
 
 namespace {
 
-/// Writes to a descriptor of the caller's, or to a file that appears under its name when commit() is called.
+/// Writes to a descriptor of the caller's, or to a file without a name that gets its own when commit() is called: a process
+/// killed meanwhile leaves nothing.
 class output_file {
 public:
     explicit output_file(const destination& to) : fd_(to.fd), path_(to.path) {
         if (fd_ >= 0) return;
-        temporary_ = cat(path_, ".", random_id());
-        own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+        const auto slash = path_.rfind('/');
+        directory_ = slash == std::string::npos ? "." : slash == 0 ? "/" : path_.substr(0, slash);
+        own_.reset(::open(directory_.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0644));
+        if (!own_ && (errno == EOPNOTSUPP || errno == EISDIR)) {  // a file system without such files
+            temporary_ = cat(path_, ".", random_id());
+            own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+        }
         if (!own_) throw_errno(cat("creating ", path_));
         fd_ = own_.get();
     }
@@ -46,14 +52,23 @@ public:
     output_file& operator=(const output_file&) = delete;
     [[nodiscard]] int fd() const { return fd_; }
     void commit() {
-        if (temporary_.empty()) return;
+        if (!own_) return;
+        const std::string self = cat("/proc/self/fd/", own_.get());
+        if (temporary_.empty()) {
+            if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
+            if (errno != EEXIST) throw_errno(cat("writing ", path_));
+            // A link cannot replace what is there; a rename can.
+            std::string name = cat(path_, ".", random_id());
+            if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, name.c_str(), AT_SYMLINK_FOLLOW) != 0) throw_errno(cat("writing ", path_));
+            temporary_ = std::move(name);
+        }
         if (::rename(temporary_.c_str(), path_.c_str()) != 0) throw_errno(cat("writing ", path_));
         temporary_.clear();
     }
 
 private:
     int fd_;
-    std::string path_, temporary_;
+    std::string path_, directory_, temporary_;
     unique_fd own_;
 };
 
@@ -188,16 +203,33 @@ void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int
 
 }  // namespace
 
+namespace {
+
+/// Runs `work` on the pool; a failure names the file that was being written.
+template<class F>
+async::task<void> write_named(async::blocking_pool& pool, std::string path, F work) {
+    co_await pool.run([&] {
+        try {
+            work();
+        } catch (const error& e) {
+            if (path.empty() || std::string_view(e.what()).find(path) != std::string_view::npos) throw;
+            throw error(e).with(path);
+        }
+    });
+}
+
+}  // namespace
+
 async::task<void> write_archive(stores s, archive_kind kind, image what, std::vector<std::string> names, destination to, progress::writer progress) {
     auto sending = progress.begin("sending tarball");
-    co_await s.pool.run([&] { write_archive_file(s.content, kind, what, names, to); });
+    co_await write_named(s.pool, to.path, [&] { write_archive_file(s.content, kind, what, names, to); });
     sending.done();
 }
 
 async::task<void> write_tar(stores s, input in, destination to, progress::writer progress) {
     auto sending = progress.begin("sending tarball");
     const auto root = co_await s.snapshots.view(in.root);
-    co_await s.pool.run([&] {
+    co_await write_named(s.pool, to.path, [&] {
         output_file out(to);
         auto buffer = std::make_shared<std::vector<std::byte>>();
         archive::tar_writer tar(buffered(out.fd(), buffer));
@@ -212,7 +244,7 @@ async::task<void> write_tar(stores s, input in, destination to, progress::writer
 async::task<void> write_directory(stores s, input in, std::string directory, progress::writer progress) {
     auto copying = progress.begin("copying files");
     const auto root = co_await s.snapshots.view(in.root);
-    co_await s.pool.run([&] {
+    co_await write_named(s.pool, directory, [&] {
         if (::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) throw_errno(cat("creating ", directory));
         const unique_fd target{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
         if (!target) throw_errno(cat("opening ", directory));

@@ -175,7 +175,8 @@ std::string sniff_media_type(std::string_view bytes) {
         if (is_manifest(type) || is_index(type)) return type;
         if (!type.empty()) return {};
         if (json::optional_array(o, "manifests") != nullptr) return std::string(media::oci_index);
-        if (json::optional_object(o, "config") != nullptr) return std::string(media::oci_manifest);
+        // An image config has a "config" as well, but no layers.
+        if (json::optional_object(o, "config") != nullptr && json::optional_array(o, "layers") != nullptr) return std::string(media::oci_manifest);
     } catch (const error&) {
     }
     return {};

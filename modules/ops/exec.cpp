@@ -252,7 +252,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
             co_return;
         };
     };
-    const auto ended = co_await run_in_network(std::move(step), {show(progress::stream::out), show(progress::stream::err)});
+    // A chain of its own: what it shields from cancellation while it cleans up ends with it.
+    const auto ended = co_await async::linked(async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out), show(progress::stream::err)}));
     held.fds.clear();
     held.views.clear();
     if (!ended.accepted) {

@@ -1,6 +1,7 @@
 #include "launch.hpp"
 
 #include <cerrno>
+#include <new>
 #include <csignal>
 #include <cstdint>
 
@@ -133,23 +134,54 @@ IN_CHILD int child_main(void* data) {
         call(SYS_execve, arg(plan.program), arg(plan.argv), arg(plan.envp));
         f = failed("execve", plan.program);
     }
-    plan.error = f.error;
-    plan.call = f.call;
-    plan.object = f.object;
+    launch_plan& told = plan.report != nullptr ? *plan.report : plan;
+    told.error = f.error;
+    told.call = f.call;
+    told.object = f.object;
     call(SYS_exit_group, 127);
     __builtin_unreachable();
 }
 
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define COBUILD_FORK_INSTEAD 1
+#endif
+#endif
+
+#ifdef COBUILD_FORK_INSTEAD
+/// The thread sanitizer's runtime does not survive a child in the same memory: there it gets a copy, by the bare system
+/// call (its own wrapper of clone does more than a child may), and reports through a shared page.
+int start_child(launch_plan& plan, int flags, int& fd) {
+    void* page = ::mmap(nullptr, sizeof(launch_plan), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (page == MAP_FAILED) return -1;
+    plan.report = ::new (page) launch_plan{};
+    const long pid = ::syscall(SYS_clone, flags & ~CLONE_VM, 0L, &fd, 0L, 0L);
+    if (pid == 0) child_main(&plan);
+    const int clone_error = errno;
+    plan.error = plan.report->error;
+    plan.call = plan.report->call;
+    plan.object = plan.report->object;
+    plan.report = nullptr;
+    ::munmap(page, sizeof(launch_plan));
+    errno = clone_error;
+    return static_cast<int>(pid);
+}
+#else
+int start_child(launch_plan& plan, int flags, int& fd) {
+    constexpr std::size_t stack_size = 64 * 1024;
+    void* stack = ::mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
+    if (stack == MAP_FAILED) return -1;
+    const int pid = ::clone(child_main, static_cast<char*>(stack) + stack_size, flags, &plan, &fd);
+    const int clone_error = errno;
+    ::munmap(stack, stack_size);
+    errno = clone_error;
+    return pid;
+}
+#endif
+
 }  // namespace
 
 int launch(launch_plan& plan, int& pidfd) {
-    constexpr std::size_t stack_size = 64 * 1024;
-    void* stack = ::mmap(nullptr, stack_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
-    if (stack == MAP_FAILED) {
-        plan.error = errno;
-        plan.call = "mmap";
-        return -1;
-    }
     // A handler of ours must not run in the child, which shares our memory.
     sigset_t all;
     sigset_t before;
@@ -159,10 +191,9 @@ int launch(launch_plan& plan, int& pidfd) {
     if (plan.new_pid_namespace) flags |= CLONE_NEWPID;
     if (plan.new_mount_namespace) flags |= CLONE_NEWNS;
     int fd = -1;
-    const int pid = ::clone(child_main, static_cast<char*>(stack) + stack_size, flags, &plan, &fd);
+    const int pid = start_child(plan, flags, fd);
     const int clone_error = errno;
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
-    ::munmap(stack, stack_size);
     if (pid < 0) {
         plan.error = clone_error;
         plan.call = "clone";

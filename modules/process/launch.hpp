@@ -45,6 +45,7 @@ struct launch_plan {
     int error = 0;
     const char* call = nullptr;
     const char* object = nullptr;
+    launch_plan* report = nullptr;  ///< where the child writes the three above when it has a copy of our memory
 };
 
 /// The new process's id, with its pidfd; or -1 with plan.error and plan.call set. Blocks until it executes or fails.

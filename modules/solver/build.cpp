@@ -143,7 +143,11 @@ void build::pump() {
         const auto i = queue_.front();
         queue_.pop_front();
         nodes_[i].in_queue = false;
-        step(i);
+        try {
+            step(i);
+        } catch (...) {
+            broken(i, std::current_exception());
+        }
     }
     if (over_) queue_.clear();
 }

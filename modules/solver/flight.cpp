@@ -91,7 +91,9 @@ async::task<std::optional<result>> engine::load(std::string text) {
 }
 
 async::task<bool> engine::alive(std::string texts) {
-    for (auto& text : decode_texts(texts))
+    auto decoded = decode_texts(texts);
+    if (!decoded) co_return false;
+    for (auto& text : *decoded)
         if (!text.empty() && !co_await store->alive(std::move(text))) co_return false;
     co_return true;
 }

@@ -50,7 +50,8 @@ key fresh_key(const key& fast);
 
 /// The texts of a record's outputs, an empty one for an output that is none.
 std::string encode_texts(const std::vector<std::string>& texts);
-std::vector<std::string> decode_texts(std::string_view text);
+/// Empty when it is damaged.
+std::optional<std::vector<std::string>> decode_texts(std::string_view text);
 
 // ---------------------------------------------------------------- states
 
@@ -242,6 +243,18 @@ private:
     [[nodiscard]] std::vector<key_part> parts(std::size_t i, bool with_content) const;
     [[nodiscard]] input_info input(const node& n, std::size_t slot) const;
     [[nodiscard]] context context_of(std::size_t i) const;
+    /// After a task of node `i`: does what follows, or fails the build when either has failed; then everything that can go on.
+    template<class F>
+    void go_on(std::size_t i, const std::exception_ptr& failed, F next) {
+        if (over_) return;
+        try {
+            if (failed) std::rethrow_exception(failed);
+            next();
+        } catch (...) {
+            broken(i, std::current_exception());
+        }
+        pump();
+    }
     void broken(std::size_t i, const std::exception_ptr& why);
     void stop(const error& cause);
     [[nodiscard]] std::string waits_for(std::size_t i) const;

@@ -3,9 +3,11 @@ module;
 #include <charconv>
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <vector>
 
 module cobuild.solver.internal;
@@ -35,7 +37,8 @@ key derive(std::string_view kind, const digest& op, bool ephemeral, std::span<co
         add_number(text, part.selector.size());
         text += part.selector;
     }
-    return {digest::of(text), passing};
+    thread_local hasher h;
+    return {h.update(text).finish(), passing};
 }
 
 }  // namespace
@@ -50,7 +53,7 @@ std::string encode_texts(const std::vector<std::string>& texts) {
     return out;
 }
 
-std::vector<std::string> decode_texts(std::string_view text) {
+std::optional<std::vector<std::string>> decode_texts(std::string_view text) {
     std::vector<std::string> out;
     while (!text.empty()) {
         std::size_t size = 0;
@@ -58,7 +61,7 @@ std::vector<std::string> decode_texts(std::string_view text) {
         const auto head = text.substr(0, colon);
         const auto read = std::from_chars(head.data(), head.data() + head.size(), size);
         if (colon == std::string_view::npos || read.ec != std::errc{} || read.ptr != head.data() + head.size() || size > text.size() - colon - 1)
-            throw error{errc::corrupt, "a record of the build cache is damaged"};
+            return std::nullopt;
         out.emplace_back(text.substr(colon + 1, size));
         text.remove_prefix(colon + 1 + size);
     }

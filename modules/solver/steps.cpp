@@ -48,14 +48,10 @@ async::task<void> build::describe(std::size_t i) {
     } catch (...) {
         failed = std::current_exception();
     }
-    if (over_) co_return;
-    if (failed) {
-        broken(i, failed);
-    } else {
+    go_on(i, failed, [&] {
         if (shown) n.progress.completed();
         described(i, std::move(info));
-    }
-    pump();
+    });
 }
 
 void build::described(std::size_t i, cache_info info) {
@@ -96,12 +92,7 @@ async::task<void> build::look_up_stored(std::size_t i, std::vector<key> keys, bo
     } catch (...) {
         failed = std::current_exception();
     }
-    if (over_) co_return;
-    if (failed)
-        broken(i, failed);
-    else
-        looked_up(i, std::move(found), by_content);
-    pump();
+    go_on(i, failed, [&] { looked_up(i, std::move(found), by_content); });
 }
 
 void build::looked_up(std::size_t i, std::optional<cache::record> found, bool by_content) {
@@ -151,12 +142,7 @@ async::task<void> build::hash(std::size_t i) {
     } catch (...) {
         failed = std::current_exception();
     }
-    if (over_) co_return;
-    if (failed)
-        broken(i, failed);
-    else
-        hashed(i);
-    pump();
+    go_on(i, failed, [&] { hashed(i); });
 }
 
 void build::hashed(std::size_t i) {
@@ -174,6 +160,9 @@ void build::settle(std::size_t i) {
     auto& n = nodes_[i];
     bool late = false;
     for (const auto& in : n.info.inputs) late |= in.late;
+    // What it reads of an input that means nothing elsewhere is not known before it ran: then only the run can tell its key.
+    for (std::size_t slot = 0; slot < n.inputs.size(); ++slot)
+        late |= input(n, slot).content_of && !(slot < n.contents.size() && n.contents[slot]) && nodes_[n.inputs[slot].vertex].canonical.ephemeral;
     if (late) {
         n.wanted = true;
         return collect(i);
@@ -193,32 +182,36 @@ void build::settle(std::size_t i) {
 async::task<void> build::load(std::size_t i) {
     if (over_) co_return;
     auto& n = nodes_[i];
-    std::exception_ptr failed;
     std::vector<result> outputs;
-    bool dead = false;
+    const auto texts = decode_texts(n.record->result);
+    bool dead = !texts;
+    std::exception_ptr failed;
     try {
-        for (auto& text : decode_texts(n.record->result)) {
-            if (text.empty()) {
+        for (std::size_t t = 0; !dead && t < texts->size(); ++t) {
+            if ((*texts)[t].empty()) {
                 outputs.push_back(nullptr);
                 continue;
             }
-            auto loaded = co_await engine_->load(std::move(text));
-            if ((dead = !loaded)) break;
-            outputs.push_back(std::move(*loaded));
+            auto loaded = co_await engine_->load((*texts)[t]);
+            dead = !loaded;
+            if (loaded) outputs.push_back(std::move(*loaded));
         }
     } catch (...) {
         failed = std::current_exception();
     }
-    if (over_) co_return;
-    if (failed) {
-        broken(i, failed);
-    } else if (dead) {
-        n.dead = std::exchange(n.record, std::nullopt);
-        collect(i);
-    } else {
-        finish(i, std::move(outputs));
+    if (failed && !over_) {
+        // What cannot be loaded can be made again.
+        log(log_level::warning, "cannot load a result from the build cache, running it again", {{"vertex", n.v->name}, {"error", cobuild::describe(failed).what()}});
+        dead = true;
     }
-    pump();
+    go_on(i, nullptr, [&] {
+        if (dead) {
+            n.dead = std::exchange(n.record, std::nullopt);
+            collect(i);
+        } else {
+            finish(i, std::move(outputs));
+        }
+    });
 }
 
 void build::collect(std::size_t i) {
@@ -291,24 +284,20 @@ void build::landed(std::size_t i, const flight& f, const outcome& out) {
     if (over_) return;
     auto& n = nodes_[i];
     n.flight = nullptr;
-    if (out.failed && f.owner == nullptr) {
-        // It ran in the name of a build that has gone; ours may fare better with its own op.
-        move(i, vertex_state::waiting_inputs);
-        push(i);
-    } else if (out.failed) {
-        broken(i, out.failed);
-    } else {
+    const bool again = out.failed && f.owner == nullptr;  // in the name of a build that has gone; our own op may fare better
+    go_on(i, again ? nullptr : out.failed, [&] {
+        if (again) {
+            move(i, vertex_state::waiting_inputs);
+            push(i);
+            return;
+        }
         key_known(i, out.canonical);
         n.progress.completed();
-        if (out.adopted) {
-            n.record = out.adopted;
-            move(i, vertex_state::keyed);
-            push(i);
-        } else {
-            finish(i, out.outputs);
-        }
-    }
-    pump();
+        if (!out.adopted) return finish(i, out.outputs);
+        n.record = out.adopted;
+        move(i, vertex_state::keyed);
+        push(i);
+    });
 }
 
 }  // namespace cobuild::solver

@@ -34,6 +34,7 @@ struct unpacked {
     std::uint64_t size = 0;
     digest diff_id;
     archive::apply_result applied;
+    std::exception_ptr failed;  ///< why the archive could not be unpacked: told only when the digest is right
 };
 
 archive::compression archive_kind(std::string_view media_type) {
@@ -53,13 +54,23 @@ unpacked unpack(archive::byte_source blob, int target) {
     auto tar = archive::hashed(archive::decompress_auto(raw), plain);
     // A thread of its own for inflating leaves this one to unpack: the two take about the same time.
     auto ahead = archive::read_ahead(tar, std::size_t{1} << 20, 4);
-    out.applied = archive::apply_layer(ahead, target);
+    try {
+        out.applied = archive::apply_layer(ahead, target);
+    } catch (const error& e) {
+        // Damaged bytes mostly fail to inflate first. Reading on tells whether they are the ones that were asked for.
+        if (e.kind() != errc::corrupt) throw;
+        out.failed = std::current_exception();
+    }
     ahead = nullptr;
     std::vector<std::byte> rest(65536);
     while (raw(rest) != 0) {}  // bytes after the last member still count for the digest
     out.blob = compressed.finish();
     out.diff_id = plain.finish();
     return out;
+}
+
+void throw_if_failed(const unpacked& made, const digest& layer) {
+    if (made.failed) throw cobuild::describe(made.failed).with(cat("the layer ", layer.str()));
 }
 
 /// A source over a pipe that a coroutine fills.
@@ -192,7 +203,9 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
     }
     if (how == freshness::never && !(ref.digest() && s.content.find(*ref.digest())))
         throw error{errc::not_found, cat("the image ", ref.familiar(), " is not here, and --pull=never forbids asking a registry")};
-    auto line = progress.begin(cat("resolve ", ref.str()));
+    // A digest that is here asks nobody, and is not worth a line.
+    const bool asks = !ref.digest() || !s.content.find(*ref.digest());
+    auto line = asks ? progress.begin(cat("resolve ", ref.str())) : progress::line();
     const auto found = co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); });
     line.done();
     resolved_image out;
@@ -267,6 +280,7 @@ async::task<unpacked> images::state::fetch_and_unpack(oci::reference ref, oci::d
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " from ", host, " is damaged: received ", out->size, " of ", layer.size, " bytes with digest ",
                                        out->blob.str())};
     }
+    throw_if_failed(*out, layer.digest);
     co_return *out;
 }
 
@@ -301,11 +315,14 @@ async::task<snapshot::layer> images::state::bring(oci::reference ref, oci::descr
             content.remove(layer.digest);
             throw error{errc::corrupt, cat("the blob ", layer.digest.str(), " in the content store is damaged; it was removed, build again to fetch it anew")};
         }
+        throw_if_failed(made, layer.digest);
     } else {
         auto writer = std::make_shared<content::writer>(content.ingest(layer.size));
         made = co_await fetch_and_unpack(ref, layer, unpacking.fd(), writer, progress);
         keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
     }
+    if (made.applied.opaque_root)
+        throw error{errc::unsupported, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " hides everything below it (an opaque root), which is not supported yet")};
     if (made.diff_id != diff_id)
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " unpacks to ", made.diff_id.str(), " but the image's config says ", diff_id.str())};
     snapshot::pulled_info info{.diff_id = diff_id, .blob = std::move(blob), .description = cat("pulled from ", ref.str())};

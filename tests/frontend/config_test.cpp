@@ -43,7 +43,7 @@ BOOST_AUTO_TEST_CASE(every_instruction_leaves_its_mark) {
     BOOST_TEST(o.history() == (strings{"ADD rootfs", "ENV A=1 B=two words (empty)", "ENV A=2 (empty)", "LABEL l=v (empty)",
                                        "EXPOSE [443/udp 80/tcp 8000/tcp 8001/tcp] (empty)", "VOLUME [/a /b] (empty)", "USER 1:2 (empty)",
                                        "STOPSIGNAL SIGTERM (empty)", "SHELL [/bin/ash -c] (empty)",
-                                       "HEALTHCHECK {Test:[CMD-SHELL curl x] Interval:5s Timeout:0s StartPeriod:0s StartInterval:0s Retries:3} (empty)",
+                                       R"(HEALTHCHECK &{["CMD-SHELL" "curl x"] "5s" "0s" "0s" "0s" '\x03'} (empty))",
                                        "MAINTAINER me (empty)", "ENTRYPOINT [\"/e\"] (empty)", "CMD [\"/bin/ash\" \"-c\" \"echo hi\"] (empty)"}),
                boost::test_tools::per_element());
     BOOST_TEST(o.image.history.at(1).comment == "buildkit.dockerfile.v0");

@@ -74,7 +74,8 @@ BOOST_AUTO_TEST_CASE(every_import_points_down) {
     for (const auto& [module, imported] : all) {
         BOOST_REQUIRE_MESSAGE(floor.contains(module), module << " is on no floor of docs/architecture.md");
         BOOST_REQUIRE_MESSAGE(floor.contains(imported), imported << " is on no floor of docs/architecture.md");
-        const bool down = floor.at(imported) < floor.at(module);
+        // A module's internal partitions may import its own contract.
+        const bool down = floor.at(imported) < floor.at(module) || imported == module;
         BOOST_TEST((down || allowed_on_one_floor.contains({module, imported})), module << " must not import " << imported);
     }
 }
@@ -85,8 +86,9 @@ BOOST_AUTO_TEST_CASE(files_fit_a_sitting) {
             const auto extension = entry.path().extension();
             if (extension != ".ixx" && extension != ".cpp" && extension != ".hpp") continue;
             std::ifstream in(entry.path());
-            const auto lines = std::count(std::istreambuf_iterator<char>(in), {}, '\n');
-            const auto limit = extension == ".ixx" ? 300 : 600;
+            const std::string text{std::istreambuf_iterator<char>(in), {}};
+            const auto lines = std::count(text.begin(), text.end(), '\n');
+            const auto limit = text.find("\nexport module ") != std::string::npos ? 300 : 600;
             BOOST_TEST(lines <= limit, entry.path() << " has " << lines << " lines");
         }
 }

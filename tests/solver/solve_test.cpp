@@ -1,5 +1,6 @@
 #include "support/support.hpp"
 
+#include <functional>
 #include <memory>
 #include <optional>
 #include <set>
@@ -11,6 +12,7 @@
 import cobuild.base;
 import cobuild.async;
 import cobuild.cache;
+import cobuild.db;
 import cobuild.progress;
 import cobuild.solver;
 import cobuild.test.solver_fakes;
@@ -84,15 +86,19 @@ CO_TEST_CASE(changing_a_vertex_reruns_it_and_what_depends_on_it) {
     co_await w.close();
 }
 
-CO_TEST_CASE(results_survive_a_restart_and_a_lost_one_is_made_again) {
+static async::task<void> restart(async::runtime& rt, std::function<std::shared_ptr<cache::storage>()> storage) {
     world w;
+    const auto reopen = [&]() -> async::task<void> {
+        w.storage = storage();
+        co_await w.open(rt);
+    };
     const auto make = [](graph_maker& g) { return g.add("top", {g.add("middle", {g.add("base")})}); };
-    co_await w.open(rt);
+    co_await reopen();
     graph_maker first;
     const auto made = co_await w.solve(first, make(first));
     co_await w.close();
 
-    co_await w.open(rt);
+    co_await reopen();
     graph_maker warm;
     BOOST_TEST(co_await w.solve(warm, make(warm)) == made);
     BOOST_TEST(warm.all_runs() == 0);
@@ -107,7 +113,7 @@ CO_TEST_CASE(results_survive_a_restart_and_a_lost_one_is_made_again) {
     w.store->saved.erase(made);
     w.store->saved.erase("base()");
     co_await w.close();
-    co_await w.open(rt);
+    co_await reopen();
     graph_maker rerun;
     watcher seen;
     BOOST_TEST(co_await w.solve(rerun, make(rerun), seen.sink) == made);
@@ -121,6 +127,27 @@ CO_TEST_CASE(results_survive_a_restart_and_a_lost_one_is_made_again) {
     co_await w.solve(after, make(after));
     BOOST_TEST(after.all_runs() == 0);
     co_await w.close();
+
+    // A record whose text is damaged, and one that cannot be loaded at all, are as good as lost.
+    co_await reopen();
+    for (const auto* text : {"broken", "999:x"}) {
+        for (auto& r : co_await w.index->all()) w.index->save(r.canonical, text, {});
+        graph_maker damaged;
+        BOOST_TEST(co_await w.solve(damaged, make(damaged)) == made);
+        BOOST_TEST(damaged.all_runs() == 3);
+    }
+    co_await w.close();
+}
+
+CO_TEST_CASE(results_survive_a_restart_and_a_lost_one_is_made_again) {
+    const auto memory = cache::make_memory_storage();
+    co_await restart(rt, [memory] { return memory; });
+}
+
+CO_TEST_CASE(results_survive_a_restart_in_sqlite) {
+    const test::scratch_dir dir;
+    const auto file = (dir / "cache.db").string();
+    co_await restart(rt, [file] { return cache::make_storage(std::make_shared<db::database>(file)); });
 }
 
 CO_TEST_CASE(a_content_hit_makes_everything_above_a_hit) {
