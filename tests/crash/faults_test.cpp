@@ -211,7 +211,7 @@ BOOST_AUTO_TEST_CASE(without_root) {
         args.insert(args.end(), build.begin(), build.end());
         return run(args, place.options());
     };
-    check_sentence(as_nobody(place.path("state")), 2, {"root"});
+    check_sentence(as_nobody(place.path("state")), 1, {"root", "65534"});
     // The state directory of root.
     place.root = place.path("roots");
     must_run(place.build("ctx", {"-t", "x"}), place.options());

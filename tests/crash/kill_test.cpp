@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
 #include <thread>
@@ -94,6 +95,16 @@ BOOST_AUTO_TEST_CASE(two_builds_at_once_share_a_state_directory) {
     const auto listed = must_run({program(), "images", "--root", place.root, "--config", place.config}, place.options());
     BOOST_CHECK_MESSAGE(listed.out.find("first") != std::string::npos && listed.out.find("second") != std::string::npos, listed.str());
     for (const auto& l : place.leftovers()) BOOST_ERROR("left " << l);
+}
+
+BOOST_AUTO_TEST_CASE(what_is_thrown_away_does_not_pile_up) {
+    if (!needs_root() || !docker_registry::available()) return;
+    workshop place;
+    write_file(place / "ctx/Dockerfile", "FROM scratch\nCOPY Dockerfile /\n");
+    const auto thrown_away = [&] { return std::distance(stdfs::directory_iterator(place.root + "/trash"), stdfs::directory_iterator{}); };
+    for (int i = 0; i < 8; ++i) must_run(place.build("ctx", {"-t", "x", "--no-cache"}), place.options());
+    // One command may leave the rest to the next one, but not for ever.
+    BOOST_TEST(thrown_away() <= 4);
 }
 
 BOOST_AUTO_TEST_CASE(killed_at_random_instants) {

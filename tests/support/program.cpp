@@ -227,9 +227,17 @@ workshop::workshop() : root(path("root")), config(path("buildkitd.toml")) {
 }
 
 workshop::~workshop() {
-    // What a test left running would keep files and mounts below the directory.
-    for (const int pid : descendants())
-        if (!helpers_.contains(pid) && !waited_for().contains(pid)) ::kill(pid, SIGKILL);
+    // What a failed test left running would keep files and mounts below the directory.
+    for (int i = 0; i < 200; ++i) {
+        bool any = false;
+        for (const int pid : descendants())
+            if (!helpers_.contains(pid) && !waited_for().contains(pid)) any = ::kill(pid, SIGKILL) == 0 || any;
+        if (!any) break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    note_owners();
+    for (const auto& owner : owners_)
+        run({"sh", "-c", "find /sys/fs/cgroup -depth -type d -path '*/cobuild/" + owner + "*' -exec rmdir {} + 2>/dev/null"});
 }
 
 void workshop::make_base(const std::string& name, const std::string& extra, const std::string& own_file) {
