@@ -88,6 +88,8 @@ archive::byte_source teed(archive::byte_source in, std::shared_ptr<content::writ
     };
 }
 
+bool hides_all_below(int layer) { return fs::get_xattr(layer, "", "trusted.overlay.opaque") == "y"; }
+
 /// One image that is being pulled.
 struct pulling {
     resolved_image image;
@@ -356,10 +358,16 @@ async::task<pulled_image> images::pull(resolved_image image, progress::writer pr
     std::vector<async::task<void>> work;
     for (std::size_t i = 0; i < count; ++i) work.push_back(one(s, what, i, layers));
     co_await async::when_all(std::move(work));
+    // A mount does not look at the mark of a layer's top directory that hides all below: such a layer begins the chain.
+    const auto bottom = co_await s->pool.run([s, layers] {
+        std::size_t at = layers->size();
+        while (at > 0 && !hides_all_below(s->snapshots.layer_dir((*layers)[--at].id).get())) {}
+        return at;
+    });
     pulled_image out;
-    for (const auto& l : *layers) {
-        out.chain.layers.push_back(l.id);
-        out.keep += l.keep;
+    for (std::size_t i = bottom; i < count; ++i) {
+        out.chain.layers.push_back((*layers)[i].id);
+        out.keep += (*layers)[i].keep;
     }
     co_return out;
 }
