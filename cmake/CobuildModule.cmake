@@ -1,3 +1,6 @@
+include(GNUInstallDirs)
+set(COBUILD_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/cobuild)
+
 # cobuild_module(NAME SOURCES a.cpp... [INTERFACES part.ixx...] [IMPORTS lower...] [USES imported-target...])
 #
 # One static library per module: modules/NAME.ixx is its contract, the sources beside its CMakeLists.txt are the bodies.
@@ -17,7 +20,10 @@ function(cobuild_module name)
   list(TRANSFORM ARG_IMPORTS PREPEND cobuild::)
   target_link_libraries(cobuild_${name} PUBLIC cobuild::flags ${ARG_IMPORTS} PRIVATE ${ARG_USES} $<BUILD_INTERFACE:cobuild_warnings>)
   set_target_properties(cobuild_${name} PROPERTIES EXPORT_NAME ${name})
-  set_property(GLOBAL APPEND PROPERTY COBUILD_MODULES cobuild_${name})
+  # Here and not all together in CobuildInstall.cmake: CMake looks in a target's own directory for where its interfaces are
+  # installed, and would otherwise write the paths of this source tree into the package.
+  install(TARGETS cobuild_${name} EXPORT cobuildTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+    FILE_SET cobuild_interfaces DESTINATION ${COBUILD_PACKAGE_DIR}/modules)
 endfunction()
 
 # cobuild_test(NAME SOURCES a.cpp... [LABEL unit|contract|scenario] [IMPORTS module...] [USES imported-target...] [ROOT])

@@ -11,6 +11,11 @@ if find "$work/prefix" -name '*.pcm' | grep .; then
   echo "compiled module interfaces were installed; they only fit the compiler that made them" >&2
   exit 1
 fi
+# The package stands by itself: nothing of the build's own place or its tests in it.
+if grep -rnF -e "$source_dir" -e "$build_dir" -e cobuild_warnings -e test_support "$work/prefix" --include='*.cmake' >&2; then
+  echo "the installed package names what is not part of it" >&2
+  exit 1
+fi
 cmake -S "$source_dir/examples/embed" -B "$work/build" -G Ninja -DCMAKE_CXX_COMPILER="$compiler" -DCMAKE_PREFIX_PATH="$work/prefix" \
   -DCMAKE_EXE_LINKER_FLAGS=-fuse-ld=lld-19 >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
 cmake --build "$work/build" >"$work/log" 2>&1 || { tail -50 "$work/log" >&2; exit 1; }
