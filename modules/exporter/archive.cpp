@@ -20,6 +20,7 @@ module;
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
+#include <gsl/util>
 
 module cobuild.exporter;
 
@@ -118,8 +119,8 @@ void add_blob(archive::tar_writer& tar, const content::store& content, const dig
     while (left > 0) {
         const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
         if (n <= 0) throw error{errc::corrupt, cat("the blob ", d.str(), " in the content store is shorter than its record says")};
-        tar.write({buffer.data(), static_cast<std::size_t>(n)});
-        left -= static_cast<std::uint64_t>(n);
+        tar.write({buffer.data(), gsl::narrow_cast<std::size_t>(n)});
+        left -= gsl::narrow_cast<std::uint64_t>(n);
     }
 }
 
@@ -214,8 +215,8 @@ void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int
             for (std::uint64_t left = t.size; left > 0;) {
                 const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
                 if (n <= 0) throw error{errc::io, cat("reading ", e.path, ": the file became shorter")};
-                tar.write({buffer.data(), static_cast<std::size_t>(n)});
-                left -= static_cast<std::uint64_t>(n);
+                tar.write({buffer.data(), gsl::narrow_cast<std::size_t>(n)});
+                left -= gsl::narrow_cast<std::uint64_t>(n);
             }
         }
         return fs::walk_step::go_on;
