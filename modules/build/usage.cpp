@@ -12,6 +12,10 @@ module;
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
+#include <range/v3/algorithm/all_of.hpp>
+#include <range/v3/algorithm/any_of.hpp>
+#include <range/v3/algorithm/sort.hpp>
+#include <range/v3/functional/comparisons.hpp>
 
 module cobuild.build;
 
@@ -82,10 +86,7 @@ bool matches_one(const usage_info& u, std::string_view item) {
 /// Filters of the list are alternatives; commas inside one mean "and".
 bool matches(const usage_info& u, const std::vector<std::string>& filters) {
     if (filters.empty()) return true;
-    return std::any_of(filters.begin(), filters.end(), [&](const std::string& f) {
-        const auto items = split(f, ',');
-        return std::all_of(items.begin(), items.end(), [&](std::string_view item) { return matches_one(u, trim(item)); });
-    });
+    return ranges::any_of(filters, [&](const std::string& f) { return ranges::all_of(split(f, ','), [&](std::string_view item) { return matches_one(u, trim(item)); }); });
 }
 
 /// How much a pass may leave: BuildKit's rule (maxUsed, then what minFree demands, never below reserved); empty: no limit.
@@ -120,7 +121,7 @@ async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options) 
         if (!u.shared) total += u.size;
     const auto keep = keep_bytes(options, total, disk);
     // Least recently and least often used first.
-    std::sort(all.begin(), all.end(), [](const usage_info& a, const usage_info& b) { return std::pair(a.last_used, a.usage_count) < std::pair(b.last_used, b.usage_count); });
+    ranges::sort(all, ranges::less{}, [](const usage_info& u) { return std::pair(u.last_used, u.usage_count); });
     std::vector<usage_info> removed;
     for (const auto& u : all) {
         if (keep && total <= *keep) break;

@@ -7,7 +7,7 @@ module;
 #include <cerrno>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -15,10 +15,12 @@ module;
 #include <span>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
+#include <gsl/util>
 
 module cobuild.exporter;
 
@@ -29,18 +31,36 @@ namespace cobuild::exporter {
 
 namespace {
 
+/// Where a name leads through links; what is there must not be replaced when it is no plain file.
+std::string real_path(const std::string& path) {
+    std::error_code ignored;
+    const auto real = std::filesystem::canonical(path, ignored);
+    return ignored ? path : real.string();
+}
+
 /// Writes to a descriptor of the caller's, or to a file without a name that gets its own when commit() is called: a process
-/// killed meanwhile leaves nothing.
+/// killed meanwhile leaves nothing. A pipe or device is written to as it is.
 class output_file {
 public:
     explicit output_file(const destination& to) : fd_(to.fd), path_(to.path) {
         if (fd_ >= 0) return;
+        struct stat there{};
+        if (::stat(path_.c_str(), &there) == 0 && !S_ISREG(there.st_mode)) {
+            if (S_ISDIR(there.st_mode)) throw error{errc::invalid, cat("cannot write the archive to ", path_, ": it is a directory, name a file")};
+            own_.reset(::open(path_.c_str(), O_WRONLY | O_CLOEXEC));
+            if (!own_) throw_errno(cat("opening ", path_));
+            fd_ = own_.get();
+            in_place_ = true;
+            return;
+        }
+        path_ = real_path(path_);
         const auto slash = path_.rfind('/');
         directory_ = slash == std::string::npos ? "." : slash == 0 ? "/" : path_.substr(0, slash);
         own_.reset(::open(directory_.c_str(), O_WRONLY | O_TMPFILE | O_CLOEXEC, 0644));
         if (!own_ && (errno == EOPNOTSUPP || errno == EISDIR)) {  // a file system without such files
             temporary_ = cat(path_, ".", random_id());
             own_.reset(::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
+            if (!own_) temporary_.clear();
         }
         if (!own_) throw_errno(cat("creating ", path_));
         fd_ = own_.get();
@@ -52,7 +72,7 @@ public:
     output_file& operator=(const output_file&) = delete;
     [[nodiscard]] int fd() const { return fd_; }
     void commit() {
-        if (!own_) return;
+        if (!own_ || in_place_) return;
         const std::string self = cat("/proc/self/fd/", own_.get());
         if (temporary_.empty()) {
             if (::linkat(AT_FDCWD, self.c_str(), AT_FDCWD, path_.c_str(), AT_SYMLINK_FOLLOW) == 0) return;
@@ -69,6 +89,7 @@ public:
 private:
     int fd_;
     std::string path_, directory_, temporary_;
+    bool in_place_ = false;
     unique_fd own_;
 };
 
@@ -98,8 +119,8 @@ void add_blob(archive::tar_writer& tar, const content::store& content, const dig
     while (left > 0) {
         const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
         if (n <= 0) throw error{errc::corrupt, cat("the blob ", d.str(), " in the content store is shorter than its record says")};
-        tar.write({buffer.data(), static_cast<std::size_t>(n)});
-        left -= static_cast<std::uint64_t>(n);
+        tar.write({buffer.data(), gsl::narrow_cast<std::size_t>(n)});
+        left -= gsl::narrow_cast<std::uint64_t>(n);
     }
 }
 
@@ -110,7 +131,8 @@ std::string index_json(const image& what, const std::vector<std::string>& names)
     if (names.empty()) index.manifests.push_back(entry);
     for (const auto& name : names) {
         entry.annotations["io.containerd.image.name"] = name;
-        entry.annotations["org.opencontainers.image.ref.name"] = oci::reference::parse(name).tag();
+        entry.annotations.erase("org.opencontainers.image.ref.name");
+        if (const auto ref = oci::reference::parse(name); !ref.tag().empty()) entry.annotations["org.opencontainers.image.ref.name"] = ref.tag();
         index.manifests.push_back(entry);
     }
     return oci::encode(index);
@@ -193,8 +215,8 @@ void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int
             for (std::uint64_t left = t.size; left > 0;) {
                 const ssize_t n = ::read(file.get(), buffer.data(), std::min<std::uint64_t>(buffer.size(), left));
                 if (n <= 0) throw error{errc::io, cat("reading ", e.path, ": the file became shorter")};
-                tar.write({buffer.data(), static_cast<std::size_t>(n)});
-                left -= static_cast<std::uint64_t>(n);
+                tar.write({buffer.data(), gsl::narrow_cast<std::size_t>(n)});
+                left -= gsl::narrow_cast<std::uint64_t>(n);
             }
         }
         return fs::walk_step::go_on;
@@ -245,7 +267,9 @@ async::task<void> write_directory(stores s, input in, std::string directory, pro
     auto copying = progress.begin("copying files");
     const auto root = co_await s.snapshots.view(in.root);
     co_await write_named(s.pool, directory, [&] {
-        if (::mkdir(directory.c_str(), 0755) != 0 && errno != EEXIST) throw_errno(cat("creating ", directory));
+        std::error_code failed;
+        std::filesystem::create_directories(directory, failed);
+        if (failed) throw error{errc::io, cat("creating ", directory, ": ", failed.message())};
         const unique_fd target{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
         if (!target) throw_errno(cat("opening ", directory));
         fs::copy_options options;

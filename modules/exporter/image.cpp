@@ -1,6 +1,7 @@
 module;
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -30,14 +31,41 @@ struct layer_with_blob {
 };
 
 /// How a blob of ours was made, as the layer remembers it. An epoch changes the bytes, so it is part of the name.
-std::string variant_of(const input& in, const image_options& options) {
+std::string variant_of(const std::optional<std::int64_t>& epoch, const image_options& options) {
     std::string out(archive::to_string(options.compression));
     if (options.level) out += cat(":", *options.level);
-    if (in.epoch) out += cat("@", *in.epoch);
+    if (epoch) out += cat("@", *epoch);
     return out;
 }
 
-/// Diffs and compresses one layer into the content store. On a pool thread.
+oci::compression oci_kind(archive::compression kind) {
+    switch (kind) {
+        case archive::compression::zstd: return oci::compression::zstd;
+        case archive::compression::gzip: return oci::compression::gzip;
+        case archive::compression::none: break;
+    }
+    return oci::compression::none;
+}
+
+/// Compresses what `fill` writes into the content store.
+template<class F>
+layer_with_blob store_blob(const stores& s, std::string variant, const image_options& options, unsigned threads, F fill) {
+    auto draft = s.content.new_draft();
+    archive::blob_writer blob(archive::write_to(draft.fd()), {.kind = options.compression, .level = options.level, .threads = threads});
+    fill(blob);
+    const auto made = blob.finish();
+    auto stored = s.content.adopt(std::move(draft), made.digest, made.size);
+    layer_with_blob out;
+    out.blob.variant = std::move(variant);
+    out.blob.blob = made.digest;
+    out.blob.size = made.size;
+    out.blob.diff_id = made.diff_id;
+    out.blob.media_type = std::string(oci::layer_media_type(oci_kind(options.compression), false));
+    out.keep = std::move(stored.keep);
+    return out;
+}
+
+/// Diffs and compresses one layer. On a pool thread.
 layer_with_blob compress_layer(const stores& s, const snapshot::chain& below, snapshot::layer_id id, const input& in, const image_options& options,
                                unsigned threads) {
     const auto upper = s.snapshots.layer_dir(id);
@@ -45,51 +73,67 @@ layer_with_blob compress_layer(const stores& s, const snapshot::chain& below, sn
     std::vector<int> lower_fds;
     for (const auto& d : lower_dirs) lower_fds.push_back(d.get());
     archive::lower_chain lower(std::move(lower_fds));
-    auto draft = s.content.new_draft();
-    archive::blob_writer blob(archive::write_to(draft.fd()), {.kind = options.compression, .level = options.level, .threads = threads});
-    archive::tar_writer tar(blob.sink());
-    archive::diff_layer(upper.get(), lower, tar, {.clamp_mtime = in.epoch});
-    const auto made = blob.finish();
-    auto stored = s.content.adopt(std::move(draft), made.digest, made.size);
-    layer_with_blob out;
-    out.blob.variant = variant_of(in, options);
-    out.blob.blob = made.digest;
-    out.blob.size = made.size;
-    out.blob.diff_id = made.diff_id;
-    const auto kind = options.compression == archive::compression::zstd   ? oci::compression::zstd
-                      : options.compression == archive::compression::gzip ? oci::compression::gzip
-                                                                          : oci::compression::none;
-    out.blob.media_type = std::string(oci::layer_media_type(kind, false));
+    auto out = store_blob(s, variant_of(in.epoch, options), options, threads, [&](archive::blob_writer& blob) {
+        archive::tar_writer tar(blob.sink());
+        archive::diff_layer(upper.get(), lower, tar, {.clamp_mtime = in.epoch});
+    });
     // When the layer came to be: BuildKit keeps the same under this name. It makes a cached rebuild's config the same.
     out.blob.annotations[std::string(created_at)] = format_time(std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now()));
-    out.keep = std::move(stored.keep);
     return out;
 }
 
-/// A blob of the layer that serves these options and is still in the content store.
-std::optional<layer_with_blob> known_blob(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const input& in, const image_options& options) {
-    const std::string wanted = variant_of(in, options);
-    for (const bool pulled : {false, true}) {
-        if (pulled && options.force_compression) break;
-        for (const auto& b : blobs) {
-            if ((b.variant == pulled_variant) != pulled || (!pulled && b.variant != wanted)) continue;
-            if (auto held = s.content.hold(b.blob)) return layer_with_blob{b, std::move(held->keep), pulled};
-        }
+/// The same layer bytes in another compression: the diff id, which the base's config names, stays. On a pool thread.
+layer_with_blob convert_blob(const stores& s, const snapshot::layer_blob& pulled, const image_options& options, unsigned threads) {
+    const auto file = s.content.open(pulled.blob);
+    auto out = store_blob(s, variant_of({}, options), options, threads, [&](archive::blob_writer& blob) {
+        const auto plain = archive::decompress_auto(archive::read_from(file.get()));
+        std::vector<std::byte> buffer(std::size_t{1} << 20);
+        while (const std::size_t n = plain(buffer)) blob.write({buffer.data(), n});
+    });
+    if (out.blob.diff_id != pulled.diff_id)
+        throw error{errc::corrupt, cat("the blob ", pulled.blob.str(), " in the content store unpacks to ", out.blob.diff_id.str(), ", not to ", pulled.diff_id.str())};
+    out.pulled = true;
+    return out;
+}
+
+/// A pulled blob serves as it came, unless another compression is forced.
+bool serves(const snapshot::layer_blob& pulled, const image_options& options) {
+    if (!options.force_compression) return true;
+    return !options.level && oci::layer_compression(pulled.media_type) == oci_kind(options.compression);
+}
+
+/// The blob of `variant` that is still in the content store.
+std::optional<layer_with_blob> find_blob(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const std::string& variant) {
+    for (const auto& b : blobs) {
+        if (b.variant != variant) continue;
+        if (auto held = s.content.hold(b.blob)) return layer_with_blob{b, std::move(held->keep), variant == pulled_variant};
     }
     return std::nullopt;
+}
+
+/// The layer's blob for these options; `fresh` tells that it was made now.
+layer_with_blob find_or_make(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const snapshot::chain& below, snapshot::layer_id id, const input& in,
+                             const image_options& options, unsigned threads, bool& fresh) {
+    auto pulled = find_blob(s, blobs, std::string(pulled_variant));
+    if (pulled && serves(pulled->blob, options)) return std::move(*pulled);
+    // No file time of a pulled layer is cut to an epoch.
+    if (auto known = find_blob(s, blobs, variant_of(pulled ? std::nullopt : in.epoch, options))) {
+        known->pulled = pulled.has_value();
+        return std::move(*known);
+    }
+    fresh = true;
+    return pulled ? convert_blob(s, pulled->blob, options, threads) : compress_layer(s, below, id, in, options, threads);
 }
 
 async::task<void> provide(stores s, input in, image_options options, std::size_t index, std::shared_ptr<std::vector<layer_with_blob>> out,
                           std::shared_ptr<async::semaphore> cores, unsigned threads) {
     const auto id = in.root.layers[index];
-    if (auto known = known_blob(s, co_await s.snapshots.blobs(id), in, options)) {
-        (*out)[index] = std::move(*known);
-        co_return;
-    }
+    const auto blobs = co_await s.snapshots.blobs(id);
     const auto turn = co_await cores->acquire();
-    snapshot::chain below{{in.root.layers.begin(), in.root.layers.begin() + static_cast<std::ptrdiff_t>(index)}};
-    (*out)[index] = co_await s.pool.run([s, below = std::move(below), id, in, options, threads] { return compress_layer(s, below, id, in, options, threads); });
-    co_await s.snapshots.set_blob(id, (*out)[index].blob);
+    const snapshot::chain below{{in.root.layers.begin(), in.root.layers.begin() + static_cast<std::ptrdiff_t>(index)}};
+    bool fresh = false;
+    (*out)[index] = co_await s.pool.run([&] { return find_or_make(s, blobs, below, id, in, options, threads, fresh); });
+    if (fresh) co_await s.snapshots.set_blob(id, (*out)[index].blob);
 }
 
 async::task<std::vector<layer_with_blob>> provide_layers(stores s, input in, image_options options) {
@@ -117,35 +161,54 @@ std::string created_of(const layer_with_blob& l) {
     return at == l.blob.annotations.end() ? "" : at->second;
 }
 
-/// History and layers made to agree (BuildKit's normalization): a layer without an entry gets one, an entry without a
-/// layer becomes empty; times are those of the layers, empty entries take their neighbour's.
-void complete_history(oci::image& config, const std::vector<layer_with_blob>& layers, const std::optional<std::int64_t>& epoch) {
+/// A layer without an entry gets one, an entry without a layer becomes empty.
+void match_layers(oci::image& config, const std::vector<layer_with_blob>& layers) {
     std::size_t next = 0;
     for (auto& entry : config.history) {
         if (entry.empty_layer) continue;
-        if (next < layers.size()) {
-            if (entry.created.empty()) entry.created = created_of(layers[next]);
-            ++next;
-        } else {
-            entry.empty_layer = true;
+        if (next == layers.size()) entry.empty_layer = true;
+        else ++next;
+    }
+    for (; next < layers.size(); ++next) config.history.push_back({.comment = "buildkit.exporter.image.v0"});
+}
+
+/// Entries of this build come without a time; those of a base image keep theirs (BuildKit's normalization). A layer's entry
+/// takes the layer's; any other the time of the one before it, and those before the first new layer take that one's.
+void complete_history(oci::image& config, const std::vector<layer_with_blob>& layers, const std::optional<std::int64_t>& epoch) {
+    match_layers(config, layers);
+    std::vector<oci::history_entry*> ours;
+    for (auto& entry : config.history)
+        if (entry.created.empty()) ours.push_back(&entry);
+    std::size_t next = 0;
+    for (auto& entry : config.history) {
+        if (entry.empty_layer) continue;
+        if (entry.created.empty()) entry.created = created_of(layers[next]);
+        ++next;
+    }
+    std::string time;
+    bool gap = false;
+    for (const auto& entry : config.history) {
+        if (entry.created.empty()) {
+            gap = true;
+            continue;
+        }
+        time = entry.created;
+        if (gap) break;
+    }
+    // Nothing in the image has a time: only the config was made.
+    if (time.empty()) time = format_time(std::chrono::sys_time<nanoseconds>{});
+    gap = false;
+    for (auto& entry : config.history) {
+        if (entry.created.empty()) {
+            gap = true;
+            entry.created = time;
+        } else if (gap) {
+            time = entry.created;
         }
     }
-    for (; next < layers.size(); ++next)
-        config.history.push_back({.created = created_of(layers[next]), .comment = "buildkit.exporter.image.v0"});
-    std::string last;
-    for (const auto& l : layers)
-        if (!l.pulled && last.empty()) last = created_of(l);
-    // A build that only changes the config has no time of its own but the epoch.
-    if (last.empty()) last = config.created.empty() ? format_time(std::chrono::sys_time<nanoseconds>{}) : config.created;
-    bool ours = false;
-    for (auto& entry : config.history) {
-        const bool was_empty = entry.created.empty();
-        if (was_empty) entry.created = last;
-        ours = ours || was_empty || entry.comment == "buildkit.dockerfile.v0";
-        if (ours) entry.created = clamp(entry.created, epoch);
-        last = entry.created;
-    }
-    config.created = config.history.empty() ? clamp(last, epoch) : config.history.back().created;
+    for (auto* entry : ours) entry->created = clamp(entry->created, epoch);
+    if (config.created.empty()) config.created = config.history.empty() ? time : config.history.back().created;
+    config.created = clamp(config.created, epoch);
 }
 
 std::string make_config(const input& in, const std::vector<layer_with_blob>& layers) {

@@ -1,10 +1,12 @@
 /// Internal to cobuild.ops: the ops by kind, and the result of a local source.
 module;
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
@@ -28,9 +30,20 @@ struct local_value final : solver::value {
     fs::root root;
     fs::ignore_patterns excluded;
     /// Patterns that say what counts at all; empty: everything.
-    std::vector<std::string> included;
+    fs::ignore_patterns included;
     explicit local_value(fs::root r) : root(std::move(r)) {}
+    /// What the rules leave of a path relative to the root.
+    [[nodiscard]] fs::copy_verdict verdict(std::string_view path, bool directory) const;
 };
+
+/// One list of patterns applied to one path; a directory is entered when something below it may count.
+fs::copy_verdict excluded_by(const fs::ignore_patterns& patterns, std::string_view path, bool directory);
+fs::copy_verdict included_by(const fs::ignore_patterns& patterns, std::string_view path, bool directory);
+/// What is left when both must allow it.
+fs::copy_verdict both(fs::copy_verdict a, fs::copy_verdict b);
+
+/// Paths in `root` that a pattern of filepath.Match names component by component, in path order. Links to directories are entered.
+std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern);
 
 std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope);

@@ -5,6 +5,7 @@ module;
 
 #include <chrono>
 #include <compare>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -42,38 +43,28 @@ std::string relative(std::string_view path) {
     return clean;
 }
 
-/// What copy actions leave out: the client's ignore rules, and the action's own patterns.
+/// What a copy takes below its source: the client's rules and the action's own patterns.
 class selection {
 public:
-    selection(const copy_job& job, std::string source)
-        : job_(job), source_(std::move(source)), include_(job.what.include_patterns), exclude_(job.what.exclude_patterns) {}
+    /// A source that is a single file is matched by `name`, which is what the user called it.
+    selection(const copy_job& job, std::string source, std::string name)
+        : job_(job), source_(std::move(source)), name_(std::move(name)), include_(job.what.include_patterns), exclude_(job.what.exclude_patterns) {}
 
     /// `path` is relative to the source, "" for the source itself.
     [[nodiscard]] fs::copy_verdict operator()(std::string_view path, const fs::file_info& info) const {
-        bool take = true;
-        if (job_.live != nullptr) {
-            const std::string full = join(source_, path);
-            if (!full.empty() && job_.live->excluded.matches(full)) {
-                if (!info.is_dir() || !job_.live->excluded.may_reinclude_below(full)) return fs::copy_verdict::skip;
-                take = false;
-            }
-        }
-        const std::string own = path.empty() ? (info.is_dir() ? "" : base_name(source_)) : std::string(path);
-        if (own.empty()) return take ? fs::copy_verdict::take : fs::copy_verdict::descend;
-        if (!exclude_.empty() && exclude_.matches(own)) {
-            if (!info.is_dir() || !exclude_.may_reinclude_below(own)) return fs::copy_verdict::skip;
-            take = false;
-        }
-        if (!include_.empty() && !include_.matches(own)) {
-            if (!info.is_dir() || !include_.may_match_below(own)) return fs::copy_verdict::skip;
-            take = false;
-        }
-        return take ? fs::copy_verdict::take : fs::copy_verdict::descend;
+        const auto client = job_.live != nullptr ? job_.live->verdict(join(source_, path), info.is_dir()) : fs::copy_verdict::take;
+        return both(client, by_action(path, info));
+    }
+
+    [[nodiscard]] fs::copy_verdict by_action(std::string_view path, const fs::file_info& info) const {
+        const std::string_view own = path.empty() && !info.is_dir() ? std::string_view(name_) : path;
+        if (own.empty()) return fs::copy_verdict::take;
+        return both(excluded_by(exclude_, own, info.is_dir()), included_by(include_, own, info.is_dir()));
     }
 
 private:
     const copy_job& job_;
-    std::string source_;
+    std::string source_, name_;
     fs::ignore_patterns include_, exclude_;
 };
 
@@ -83,6 +74,7 @@ public:
     void source(std::string_view dest) { field("S"), field(dest); }
     void add(std::string_view path, const fs::file_info& info, std::uint32_t mode, fs::owner who, std::string_view link, const digest* content,
              const digest& xattrs) {
+        ++entries_;
         field(path);
         number(info.mode & S_IFMT);
         number(info.is_link() ? 0 : mode);
@@ -93,6 +85,7 @@ public:
         if (info.rdev_major != 0 || info.rdev_minor != 0) number(info.rdev_major), number(info.rdev_minor);
         field(xattrs.empty() ? "" : xattrs.str());
     }
+    [[nodiscard]] std::size_t entries() const { return entries_; }
     digest finish() { return hash_.finish(); }
 
 private:
@@ -102,32 +95,19 @@ private:
     }
     void number(std::uint64_t n) { hash_.update(bytes_of(std::string_view(reinterpret_cast<const char*>(&n), sizeof n))); }
     hasher hash_;
+    std::size_t entries_ = 0;
 };
 
-/// Sources that the pattern names, in path order. Live directories show only what their rules leave.
+bool hidden(const copy_job& job, std::string_view path, const fs::file_info& info) {
+    return job.live != nullptr && job.live->verdict(path, info.is_dir()) == fs::copy_verdict::skip;
+}
+
+/// Sources that the action names, in path order. Live directories show only what their rules leave.
 std::vector<std::string> find_sources(const copy_job& job) {
     const std::string path = relative(job.what.src);
     if (!job.what.allow_wildcard || !fs::has_wildcard(path)) return {path};
-    std::vector<std::string> found{""};
-    for (const auto part : split(path, '/')) {
-        std::vector<std::string> next;
-        for (const auto& dir : found) {
-            if (!fs::has_wildcard(part)) {
-                next.push_back(join(dir, part));
-                continue;
-            }
-            const auto info = job.from->stat(dir, fs::links::follow);
-            if (!info || !info->is_dir()) continue;
-            for (const auto& name : job.from->list(dir))
-                if (fs::wildcard_match(part, name)) next.push_back(join(dir, name));
-        }
-        found = std::move(next);
-    }
-    std::erase_if(found, [&](const std::string& f) {
-        const auto info = job.from->stat(f);
-        if (!info) return true;
-        return job.live != nullptr && job.live->excluded.matches(f) && !(info->is_dir() && job.live->excluded.may_reinclude_below(f));
-    });
+    auto found = expand_wildcard(*job.from, path);
+    std::erase_if(found, [&](const std::string& f) { return hidden(job, f, *job.from->stat(f)); });
     if (found.empty() && !job.what.allow_empty_wildcard) throw error{errc::not_found, cat(quoted(job.what.src), ": nothing matches this pattern")};
     return found;
 }
@@ -136,6 +116,17 @@ error missing(const copy_job& job, std::string_view path) {
     const std::string shown = cat("/", path);
     if (job.live != nullptr && job.live->excluded.matches(path)) return {errc::not_found, cat(quoted(shown), ": not found, the ignore file excludes it")};
     return {errc::not_found, cat(quoted(shown), ": not found", job.live != nullptr ? " in the build context" : "")};
+}
+
+/// The path without links; throws when there is nothing to see, whether by its given name or where it leads.
+std::string resolve_source(const copy_job& job, const std::string& path) {
+    const auto named = job.from->stat(path);
+    if (!named || hidden(job, path, *named)) throw missing(job, path);
+    // Clients resolve links of their own directory; a chain's are followed where the action says so.
+    const std::string source = job.from->resolve(path, job.what.follow_symlink || job.live != nullptr ? fs::links::follow : fs::links::keep);
+    const auto info = job.from->stat(source);
+    if (!info || hidden(job, source, *info)) throw missing(job, path);
+    return source;
 }
 
 std::uint32_t mode_of(const llb::copy_action& what, const fs::file_info& info) {
@@ -160,62 +151,78 @@ public:
     std::optional<digest> run() {
         const auto sources = find_sources(job_);
         for (const auto& source : sources) {
+            const auto before = landed_.entries();
             if (!one(source, sources.size() > 1)) return std::nullopt;
+            // A directory that the client hides but for exceptions, and there are none.
+            const bool by_name = !source.empty() && source == relative(job_.what.src);
+            if (job_.live != nullptr && by_name && landed_.entries() == before && job_.live->excluded.matches(source)) throw missing(job_, source);
         }
-        for (const auto& required : job_.what.required_paths)
-            if (!job_.from->stat(relative(required))) throw missing(job_, relative(required));
+        for (const auto& required : job_.what.required_paths) resolve_source(job_, relative(required));
+        if (const auto time = time_of(job_.what))
+            for (const auto& dir : made_) job_.to->set_mtime(dir, *time);  // what was put into them moved it
         return landed_.finish();
     }
 
 private:
-    bool one(const std::string& pattern, bool several) {
-        const auto how = job_.what.follow_symlink || job_.live != nullptr ? fs::links::follow : fs::links::keep;
-        const std::string source = job_.from->resolve(pattern, how);
-        const auto info = job_.from->stat(source);
-        if (!info) throw missing(job_, pattern);
-        const selection chosen(job_, source);
-        if (chosen("", *info) == fs::copy_verdict::skip) throw missing(job_, pattern);
-        const bool contents = info->is_dir() && job_.what.dir_copy_contents;
-        landed_.source(contents ? "" : base_name(pattern));
-        // A directory's own attributes count as the source has them: where it lands may exist already.
-        if (info->is_dir()) add(landed_entry{"", *info, nullptr, ""});
-        if (job_.to == nullptr) return remembered(source, *info, chosen);
-        const std::string dest = prepare_destination(base_name(pattern), contents, several);
-        if (job_.what.attempt_unpack && info->is_file() && unpacked(source, dest)) return true;
-        copy(source, dest, chosen);
+    bool one(const std::string& path, bool several) {
+        const std::string source = resolve_source(job_, path);
+        const auto info = *job_.from->stat(source);
+        const selection chosen(job_, source, base_name(path));
+        // What the action itself excludes is no mistake: "COPY --exclude=*.md hom* /d/".
+        if (chosen.by_action("", info) == fs::copy_verdict::skip) return true;
+        const bool contents = info.is_dir() && job_.what.dir_copy_contents;
+        landed_.source(contents ? "" : base_name(path));
+        // Of a directory whose contents are meant nothing lands but these; otherwise it counts as the source has it, since where
+        // it lands it may exist already.
+        if (info.is_dir() && !contents) add(landed_entry{"", info, nullptr, ""});
+        if (job_.to == nullptr) return remembered(source, info, chosen);
+        const std::string dest = prepare_destination(base_name(path), contents, several);
+        if (job_.what.attempt_unpack && info.is_file() && unpacked(source)) return true;
+        copy(source, dest, info.is_dir(), chosen);
         return true;
     }
 
-    /// Makes the directories above and tells the path to write to.
+    void make_dirs(const std::string& path) {
+        const auto made = job_.to->make_dirs(path, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what));
+        made_.insert(made_.end(), made.begin(), made.end());
+    }
+
+    /// Makes the directories above, for contents the one they go into, and tells the path to write to.
     std::string prepare_destination(const std::string& name, bool contents, bool several) {
         const bool slash = job_.what.dest.ends_with('/') || job_.what.dest.ends_with("/.");
-        std::string dest = relative(job_.what.dest);
-        if (job_.what.create_dest_path) {
-            const std::string above = slash || several ? dest : dest.substr(0, dest.rfind('/') == std::string::npos ? 0 : dest.rfind('/'));
-            if (!above.empty()) job_.to->make_dirs(above, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what));
+        const std::string dest = relative(job_.what.dest);
+        const auto last = dest.rfind('/');
+        const std::string above = last == std::string::npos ? "" : dest.substr(0, last);
+        if (!job_.what.create_dest_path && !job_.to->stat(above, fs::links::follow))
+            throw error{errc::not_found, cat("copying to ", job_.what.dest, ": the directory ", quoted(cat("/", above)), " does not exist")};
+        const auto there = job_.to->stat(dest, fs::links::follow);
+        if (contents || slash || several) {
+            if (!there) make_dirs(dest);
+        } else if (!above.empty()) {
+            make_dirs(above);
         }
         if (contents) return dest;
-        const auto there = job_.to->stat(dest, fs::links::follow);
         return slash || several || (there && there->is_dir()) ? join(dest, name) : dest;
     }
 
-    bool unpacked(const std::string& source, const std::string& dest_file) {
+    /// ADD: an archive's content goes into the directory that the destination names.
+    bool unpacked(const std::string& source) {
         const auto file = job_.from->open(source, O_RDONLY);
         if (!archive::is_add_archive(file.get())) return false;
-        std::string dest = relative(job_.what.dest);
-        if (job_.to->stat(dest, fs::links::follow) == std::nullopt) job_.to->make_dirs(dest, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what));
-        (void)dest_file;
-        hasher content;
-        fs::hash_file(file.get(), content);
-        if (::lseek(file.get(), 0, SEEK_SET) != 0) throw_errno(cat("reading ", source));
+        const std::string dest = relative(job_.what.dest);
+        if (!job_.to->stat(dest, fs::links::follow)) make_dirs(dest);
+        std::optional<cache::hashed_file> read;
+        if (job_.live != nullptr) read = cache::hash_file(file.get(), file_system(), source, memo_);
         archive::extract_plain(archive::open_add_archive(file.get()), *job_.to, dest, {.who = job_.owner});
-        const auto sum = content.finish();
-        const auto info = *job_.from->stat(source);
-        add({"", info, &sum, ""});
+        if (!read) return true;
+        const auto after = *fs::stat_at(file.get(), "");
+        if (after.size != read->info.size || after.mtime != read->info.mtime || after.ctime != read->info.ctime)
+            throw error{errc::io, cat(quoted(source), " changed while it was unpacked")};
+        add({"", read->info, &read->value.data, ""});
         return true;
     }
 
-    void copy(const std::string& source, const std::string& dest, const selection& chosen) {
+    void copy(const std::string& source, const std::string& dest, bool directory, const selection& chosen) {
         fs::copy_options options;
         options.hash = job_.live != nullptr;
         if (job_.owner) options.who = job_.owner;
@@ -231,7 +238,7 @@ private:
             return;
         }
         // A directory is merged through a link that names a directory; anything else replaces the link's place.
-        if (const auto there = job_.to->stat(target); there && there->is_link())
+        if (const auto there = job_.to->stat(target); directory && there && there->is_link())
             if (const auto behind = job_.to->stat(target, fs::links::follow); behind && behind->is_dir()) target = job_.to->resolve(dest, fs::links::follow);
         auto [to_dir, to_name] = job_.to->parent(target);
         fs::copy_tree(from_dir.get(), from_name, to_dir.get(), to_name, options);
@@ -321,10 +328,31 @@ private:
     cache::stat_memo* memo_;
     landing landed_;
     std::optional<std::uint64_t> file_system_;
+    std::vector<std::string> made_;  ///< directories above what is copied
     std::map<std::string, std::pair<fs::file_info, std::chrono::sys_time<nanoseconds>>> seen_;
 };
 
 }  // namespace
+
+std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern) {
+    std::vector<std::string> found{""};
+    for (const auto part : split(pattern, '/')) {
+        std::vector<std::string> next;
+        for (const auto& dir : found) {
+            if (!fs::has_wildcard(part)) {
+                next.push_back(join(dir, part));
+                continue;
+            }
+            const auto info = root.stat(dir, fs::links::follow);
+            if (!info || !info->is_dir()) continue;
+            for (const auto& name : root.list(dir))
+                if (fs::wildcard_match(part, name)) next.push_back(join(dir, name));
+        }
+        found = std::move(next);
+    }
+    std::erase_if(found, [&](const std::string& f) { return !root.stat(f); });
+    return found;
+}
 
 std::optional<digest> run_copy(const copy_job& job, cache::stat_memo* memo) { return copier(job, memo).run(); }
 
@@ -337,9 +365,9 @@ async::task<std::shared_ptr<chain_value>> as_chain(environment& env, solver::res
     co_await env.pool.run([&] {
         const fs::root to{unique_fd{::openat(target.upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)}};
         copy_job job{.from = &local->root, .live = local.get(), .to = &to};
-        job.what.src = select.empty() ? "/" : select;
-        job.what.dest = relative(job.what.src).empty() ? "/" : cat("/", relative(job.what.src));
-        job.what.dir_copy_contents = true;
+        job.what.src = job.what.dest = cat("/", relative(select));
+        // A directory that is selected keeps its own mode, the root of a layer its own.
+        job.what.dir_copy_contents = job.what.src == "/";
         job.what.create_dest_path = true;
         run_copy(job, nullptr);
     });

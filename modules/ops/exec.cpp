@@ -26,7 +26,7 @@ namespace cobuild::ops {
 namespace {
 
 /// What counts of a step in its cache key (BuildKit's rules): not the inputs, addresses of extra hosts, selectors (they
-/// count with their input), ids of cache mounts, proxies.
+/// count with their input), which cache directory a cache mount gets and who shares it, proxies.
 digest exec_key(llb::op what) {
     for (auto& in : what.inputs) in.vertex = digest{};
     auto& exec = std::get<llb::exec_op>(what.what);
@@ -34,7 +34,7 @@ digest exec_key(llb::op what) {
     exec.meta.proxy.reset();
     for (auto& m : exec.mounts) {
         m.selector.clear();
-        if (m.cache) m.cache->id.clear();
+        if (m.cache) m.cache = llb::cache_opt{};
     }
     what.constraints.reset();
     return key_of("exec.v0", what);

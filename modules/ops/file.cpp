@@ -44,7 +44,41 @@ std::optional<fs::file_time> time_of(std::int64_t timestamp) {
     return fs::file_time{timestamp / 1000000000, static_cast<std::uint32_t>(timestamp % 1000000000)};
 }
 
-/// A tree between actions: a chain as it came, or a layer being written on one.
+/// Without parents an existing directory is left as it is (BuildKit's rule), and the one above must exist.
+void make_directory(const fs::root& root, const llb::mkdir_action& what, fs::owner who) {
+    if (!what.make_parents) {
+        const auto there = root.stat(what.path, fs::links::follow);
+        if (there && !there->is_dir()) throw error{errc::exists, cat("mkdir ", what.path, ": it exists and is not a directory")};
+        if (there) return;
+        const auto above = root.parent(what.path);  // throws where there is none
+    }
+    root.make_dirs(what.path, static_cast<std::uint32_t>(what.mode) & 07777, who, time_of(what.timestamp));
+}
+
+/// Writes through a link, as opening the file would; never replaces a directory.
+void make_file(const fs::root& root, const llb::mkfile_action& what, fs::owner who) {
+    const std::string path = root.resolve(what.path, fs::links::follow);
+    if (const auto there = root.stat(path)) {
+        if (there->is_dir()) throw error{errc::exists, cat("mkfile ", what.path, ": it exists and is a directory")};
+        root.remove_all(path);
+    }
+    {
+        const auto out = root.create_file(path, static_cast<std::uint32_t>(what.mode) & 07777, who);
+        fs::write_all(out.get(), bytes_of(what.data));
+    }
+    if (const auto t = time_of(what.timestamp)) root.set_mtime(path, *t);
+}
+
+void remove(const fs::root& root, const llb::rm_action& what) {
+    if (what.allow_wildcard && fs::has_wildcard(what.path)) {
+        std::string pattern = fs::clean_path(cat("/", what.path));
+        for (const auto& path : expand_wildcard(root, std::string_view(pattern).substr(1))) root.remove_all(path);
+        return;
+    }
+    if (!root.remove_all(what.path) && !what.allow_not_found) throw error{errc::not_found, cat("rm ", what.path, ": no such file or directory")};
+}
+
+/// A tree between actions: a chain as it came, or a layer being written on one; `below` is empty once an action went on from it.
 struct tree {
     std::shared_ptr<chain_value> below;
     std::optional<snapshot::writable> top;
@@ -53,7 +87,11 @@ struct tree {
 
 class file_op final : public solver::op {
 public:
-    file_op(const llb::op& what, environment& env) : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {}
+    file_op(const llb::op& what, environment& env) : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {
+        for (const auto& a : file_.actions)
+            if (const auto* copy = std::get_if<llb::copy_action>(&a.what); copy != nullptr && copy->always_replace_existing)
+                throw error{errc::unsupported, "a copy that replaces whatever is at its destination is not supported yet"};
+    }
 
     async::task<solver::cache_info> describe(solver::context) override {
         solver::cache_info out{.op_digest = key_};
@@ -70,7 +108,7 @@ public:
     async::task<std::optional<digest>> content_key(std::size_t input, solver::result value, solver::context ctx) override {
         if (const auto local = std::dynamic_pointer_cast<local_value>(value)) {
             const auto memo = co_await env_.cache.memo();
-            co_return co_await env_.pool.run([&] { return digest_of_copies(input, *local, nullptr, memo.get()); });
+            co_return co_await env_.pool.run([&] { return digest_of_copies(input, *local, memo.get()); });
         }
         const auto chain = std::dynamic_pointer_cast<chain_value>(value);
         if (!chain) co_return std::nullopt;
@@ -127,8 +165,11 @@ private:
         return out;
     }
 
-    std::optional<digest> digest_of_copies(std::size_t input, const local_value& local, const std::vector<tree*>* trees, cache::stat_memo* memo) const;
+    std::optional<digest> digest_of_copies(std::size_t input, const local_value& local, cache::stat_memo* memo) const;
     async::task<void> open_tree(tree& t, bool writable);
+    void go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target) const;
+    async::task<void> open_owners(const llb::file_action& action, std::vector<tree>& trees);
+    async::task<std::vector<solver::result>> commit_outputs(std::vector<tree>& trees);
     std::optional<digest> act(const llb::file_action& action, tree& target, tree* other, const local_value* live, const std::vector<tree*>& trees,
                               cache::stat_memo* memo) const;
 
@@ -139,7 +180,7 @@ private:
 };
 
 /// The digest that all copies from one live input have together, from remembered stats; empty when one is not remembered.
-std::optional<digest> file_op::digest_of_copies(std::size_t input, const local_value& local, const std::vector<tree*>*, cache::stat_memo* memo) const {
+std::optional<digest> file_op::digest_of_copies(std::size_t input, const local_value& local, cache::stat_memo* memo) const {
     hasher all;
     for (const auto& a : file_.actions) {
         const auto* copy = std::get_if<llb::copy_action>(&a.what);
@@ -175,97 +216,97 @@ std::optional<digest> file_op::act(const llb::file_action& action, tree& target,
         job.owner = owner_of(copy->owner, trees);
         return run_copy(job, memo);
     }
-    if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what)) {
-        const auto who = owner_of(dir->owner, trees).value_or(fs::owner{});
-        const auto mode = static_cast<std::uint32_t>(dir->mode) & 07777;
-        if (!dir->make_parents) {
-            if (const auto there = root.stat(dir->path, fs::links::follow)) throw error{errc::exists, cat("mkdir ", dir->path, ": it exists already")};
-        }
-        root.make_dirs(dir->path, mode, who, time_of(dir->timestamp));
-    } else if (const auto* file = std::get_if<llb::mkfile_action>(&action.what)) {
-        root.remove_all(file->path);
-        {
-            const auto out = root.create_file(file->path, static_cast<std::uint32_t>(file->mode) & 07777, owner_of(file->owner, trees).value_or(fs::owner{}));
-            fs::write_all(out.get(), bytes_of(file->data));
-        }
-        if (const auto t = time_of(file->timestamp)) root.set_mtime(file->path, *t);
-    } else if (const auto* rm = std::get_if<llb::rm_action>(&action.what)) {
-        if (rm->allow_wildcard && fs::has_wildcard(rm->path)) throw error{errc::unsupported, "removing by a wildcard in a file op is not supported yet"};
-        if (!root.remove_all(rm->path) && !rm->allow_not_found) throw error{errc::not_found, cat("rm ", rm->path, ": no such file or directory")};
-    } else if (const auto* link = std::get_if<llb::symlink_action>(&action.what)) {
-        root.make_link(link->newpath, link->oldpath, owner_of(link->owner, trees).value_or(fs::owner{}));
-    } else {
-        throw error{errc::invalid, "a file op has an action of unknown kind"};
-    }
+    const auto who = [&](const auto& what) { return owner_of(what.owner, trees).value_or(fs::owner{}); };
+    if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what)) make_directory(root, *dir, who(*dir));
+    else if (const auto* file = std::get_if<llb::mkfile_action>(&action.what)) make_file(root, *file, who(*file));
+    else if (const auto* rm = std::get_if<llb::rm_action>(&action.what)) remove(root, *rm);
+    else if (const auto* link = std::get_if<llb::symlink_action>(&action.what)) {
+        root.make_link(link->newpath, link->oldpath, who(*link));
+        if (const auto t = time_of(link->timestamp)) root.set_mtime(link->newpath, *t);
+    } else throw error{errc::invalid, "a file op has an action of unknown kind"};
     return std::nullopt;
+}
+
+/// Makes `target` what `input` is. What an earlier action made is taken over, not copied.
+void file_op::go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target) const {
+    if (input < 0) {
+        target.below = std::make_shared<chain_value>();
+        return;
+    }
+    const auto index = static_cast<std::size_t>(input);
+    auto& from = trees[index];
+    if (index < inputs_) {
+        target.below = from.below;
+        return;
+    }
+    if (!from.below || file_.actions[index - inputs_].output != llb::no_output)
+        throw error{errc::unsupported, "a file op whose intermediate result is used twice is not supported yet"};
+    target.below = std::exchange(from.below, nullptr);
+    target.top = std::exchange(from.top, std::nullopt);
+    target.mounted = std::exchange(from.mounted, std::nullopt);
+}
+
+/// Owners by name are looked up in the trees they name.
+async::task<void> file_op::open_owners(const llb::file_action& action, std::vector<tree>& trees) {
+    std::optional<llb::chown_opt> owner;
+    if (const auto* copy = std::get_if<llb::copy_action>(&action.what)) owner = copy->owner;
+    if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what)) owner = dir->owner;
+    if (const auto* file = std::get_if<llb::mkfile_action>(&action.what)) owner = file->owner;
+    if (const auto* link = std::get_if<llb::symlink_action>(&action.what)) owner = link->owner;
+    if (!owner) co_return;
+    for (const auto& who : {owner->user, owner->group}) {
+        const auto* named = who ? std::get_if<llb::named_user>(&*who) : nullptr;
+        if (named != nullptr && named->input >= 0 && static_cast<std::size_t>(named->input) < inputs_) co_await open_tree(trees[static_cast<std::size_t>(named->input)], false);
+    }
 }
 
 async::task<solver::run_result> file_op::run(std::vector<solver::result> values, solver::context) {
     // Index i below inputs_ is an input, what follows are the results of the actions in order.
     std::vector<tree> trees(inputs_ + file_.actions.size());
     std::vector<const local_value*> live(trees.size(), nullptr);
+    std::vector<tree*> by_input;
     for (std::size_t i = 0; i < inputs_; ++i) {
         live[i] = dynamic_cast<const local_value*>(values[i].get());
-        trees[i].below = live[i] != nullptr ? std::make_shared<chain_value>() : std::dynamic_pointer_cast<chain_value>(values[i]);
+        trees[i].below = std::dynamic_pointer_cast<chain_value>(values[i]);
         if (!trees[i].below) trees[i].below = std::make_shared<chain_value>();
+        by_input.push_back(&trees[i]);
     }
-    std::vector<tree*> by_input;
-    for (std::size_t i = 0; i < inputs_; ++i) by_input.push_back(&trees[i]);
     const auto memo = co_await env_.cache.memo();
     std::vector<hasher> landed(inputs_);
-    solver::run_result out;
-    out.content.resize(inputs_);
     for (std::size_t i = 0; i < file_.actions.size(); ++i) {
         const auto& action = file_.actions[i];
         tree& target = trees[inputs_ + i];
-        if (action.input < 0) {
-            target.below = std::make_shared<chain_value>();
-        } else {
-            auto& from = trees[static_cast<std::size_t>(action.input)];
-            if (live[static_cast<std::size_t>(action.input)] != nullptr) throw error{errc::invalid, "a file op cannot change a client's directory"};
-            if (from.top && static_cast<std::size_t>(action.input) < inputs_) throw error{errc::internal, "an input of a file op is being written"};
-            if (static_cast<std::size_t>(action.input) >= inputs_) {
-                if (!from.below || file_.actions[static_cast<std::size_t>(action.input) - inputs_].output != llb::no_output)
-                    throw error{errc::unsupported, "a file op whose intermediate result is used twice is not supported yet"};
-                target.below = std::move(from.below);
-                target.top = std::exchange(from.top, std::nullopt);
-                target.mounted = std::exchange(from.mounted, std::nullopt);
-            } else {
-                target.below = from.below;
-            }
-        }
+        if (action.input >= 0 && live[static_cast<std::size_t>(action.input)] != nullptr) throw error{errc::invalid, "a file op cannot change a client's directory"};
+        go_on_from(action.input, trees, target);
         co_await open_tree(target, true);
-        tree* other = action.secondary_input >= 0 ? &trees[static_cast<std::size_t>(action.secondary_input)] : nullptr;
+        tree nothing{.below = std::make_shared<chain_value>()};
+        tree* other = action.secondary_input >= 0 ? &trees[static_cast<std::size_t>(action.secondary_input)] : &nothing;
         const auto* from_live = action.secondary_input >= 0 ? live[static_cast<std::size_t>(action.secondary_input)] : nullptr;
-        tree empty{.below = std::make_shared<chain_value>()};
-        if (other == nullptr && std::holds_alternative<llb::copy_action>(action.what)) other = &empty;
-        if (other != nullptr && from_live == nullptr) co_await open_tree(*other, false);
-        // Owners by name are looked up in the trees they name.
-        const auto* copy = std::get_if<llb::copy_action>(&action.what);
-        const auto* dir = std::get_if<llb::mkdir_action>(&action.what);
-        const auto* file = std::get_if<llb::mkfile_action>(&action.what);
-        const auto& owner = copy != nullptr ? copy->owner : dir != nullptr ? dir->owner : file != nullptr ? file->owner : std::nullopt;
-        if (owner)
-            for (const auto& who : {owner->user, owner->group})
-                if (const auto* named = who ? std::get_if<llb::named_user>(&*who) : nullptr; named != nullptr && named->input >= 0 && static_cast<std::size_t>(named->input) < inputs_)
-                    co_await open_tree(trees[static_cast<std::size_t>(named->input)], false);
+        if (std::holds_alternative<llb::copy_action>(action.what) && from_live == nullptr) {
+            if (!other->below) throw error{errc::unsupported, "a file op whose intermediate result is used twice is not supported yet"};
+            co_await open_tree(*other, false);
+        }
+        co_await open_owners(action, trees);
         const auto digest = co_await env_.pool.run([&] { return act(action, target, other, from_live, by_input, memo.get()); });
         if (from_live != nullptr && digest) landed[static_cast<std::size_t>(action.secondary_input)].update(digest->str());
     }
+    solver::run_result out;
+    out.content.resize(inputs_);
     for (std::size_t i = 0; i < inputs_; ++i)
         if (live[i] != nullptr && only_copied_from(i)) out.content[i] = landed[i].finish();
+    out.outputs = co_await commit_outputs(trees);
+    co_return out;
+}
+
+async::task<std::vector<solver::result>> file_op::commit_outputs(std::vector<tree>& trees) {
+    std::vector<solver::result> out;
     for (std::size_t i = 0; i < file_.actions.size(); ++i) {
         if (file_.actions[i].output == llb::no_output) continue;
         auto& t = trees[inputs_ + i];
         const auto at = static_cast<std::size_t>(file_.actions[i].output);
-        if (out.outputs.size() <= at) out.outputs.resize(at + 1);
+        if (out.size() <= at) out.resize(at + 1);
         t.mounted.reset();
-        if (!t.top) {
-            out.outputs[at] = t.below;
-            continue;
-        }
-        const auto layer = co_await env_.snapshots.commit(std::move(*t.top), {});
-        out.outputs[at] = with_layer(*t.below, layer);
+        out[at] = with_layer(*t.below, co_await env_.snapshots.commit(std::move(*t.top), {}));
     }
     co_return out;
 }

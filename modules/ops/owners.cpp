@@ -55,40 +55,61 @@ std::uint32_t find_group(const fs::root& root, const std::string& name) {
     return number((*line)[2], "/etc/group");
 }
 
+namespace {
+
+constexpr std::uint32_t set_id = 06000, every_bit = 07777;
+
+/// Bits that the letters before the operator are about; 0 when there are none, which means all.
+std::uint32_t take_who(std::string_view& clause) {
+    std::uint32_t who = 0;
+    for (; !clause.empty() && std::string_view("ugoa").find(clause[0]) != std::string_view::npos; clause.remove_prefix(1))
+        who |= clause[0] == 'u' ? 04700U : clause[0] == 'g' ? 02070U : clause[0] == 'o' ? 01007U : every_bit;
+    return who;
+}
+
+/// Bits that the letters after the operator name, for everybody; `mode` is what the file has by now.
+std::optional<std::uint32_t> take_bits(std::string_view& clause, std::uint32_t mode, bool directory) {
+    std::uint32_t bits = 0;
+    for (; !clause.empty() && std::string_view("+-=").find(clause[0]) == std::string_view::npos; clause.remove_prefix(1)) {
+        switch (clause[0]) {
+            case 'r': bits |= 0444; break;
+            case 'w': bits |= 0222; break;
+            case 'x': bits |= 0111; break;
+            case 'X': bits |= directory || (mode & 0111) != 0 ? 0111U : 0U; break;
+            case 's': bits |= set_id; break;
+            case 't': bits |= 01000; break;
+            case 'u': bits |= (mode >> 6 & 7) * 0111; break;
+            case 'g': bits |= (mode >> 3 & 7) * 0111; break;
+            case 'o': bits |= (mode & 7) * 0111; break;
+            default: return std::nullopt;
+        }
+    }
+    return bits;
+}
+
+}  // namespace
+
+/// As GNU chmod does with a umask of 0: "=" also takes away special bits of those it is about, but a directory keeps its
+/// set-id bits unless they are named.
 std::uint32_t apply_symbolic_mode(std::string_view text, std::uint32_t mode, bool directory) {
     const auto bad = [&] { return error{errc::invalid, cat("--chmod=", text, ": neither an octal number nor chmod's symbolic form")}; };
     for (auto clause : split(text, ',')) {
-        std::uint32_t who = 0;
-        std::size_t at = 0;
-        for (; at < clause.size() && std::string_view("ugoa").find(clause[at]) != std::string_view::npos; ++at)
-            who |= clause[at] == 'u' ? 04700U : clause[at] == 'g' ? 02070U : clause[at] == 'o' ? 01007U : 07777U;
-        if (who == 0) who = 07777;
-        if (at >= clause.size()) throw bad();
-        while (at < clause.size()) {
-            const char op = clause[at++];
+        const std::uint32_t named = take_who(clause);
+        const std::uint32_t who = named == 0 ? every_bit : named;
+        if (clause.empty()) throw bad();
+        while (!clause.empty()) {
+            const char op = clause[0];
+            clause.remove_prefix(1);
             if (op != '+' && op != '-' && op != '=') throw bad();
-            std::uint32_t bits = 0;
-            for (; at < clause.size() && std::string_view("+-=").find(clause[at]) == std::string_view::npos; ++at) {
-                switch (clause[at]) {
-                    case 'r': bits |= 0444; break;
-                    case 'w': bits |= 0222; break;
-                    case 'x': bits |= 0111; break;
-                    case 'X': bits |= directory || (mode & 0111) != 0 ? 0111U : 0U; break;
-                    case 's': bits |= 06000; break;
-                    case 't': bits |= 01000; break;
-                    case 'u': bits |= (mode >> 6 & 7) * 0111; break;
-                    case 'g': bits |= (mode >> 3 & 7) * 0111; break;
-                    case 'o': bits |= (mode & 7) * 0111; break;
-                    default: throw bad();
-                }
-            }
-            bits &= who;
-            if (op == '+') mode |= bits;
-            else if (op == '-') mode &= ~bits;
-            else mode = (mode & ~(who & 0777)) | bits;
+            const auto bits = take_bits(clause, mode, directory);
+            if (!bits) throw bad();
+            const std::uint32_t kept = directory ? set_id & ~*bits : 0;
+            if (op == '+') mode |= *bits & who;
+            else if (op == '-') mode &= ~(*bits & who);
+            else mode = (mode & (~who | kept)) | (*bits & who);
         }
     }
-    return mode & 07777;
+    return mode & every_bit;
 }
 
 }  // namespace cobuild::ops

@@ -77,7 +77,7 @@ std::vector<std::string> list_attribute(const llb::source_op& source, const std:
 class local_op final : public solver::op {
 public:
     local_op(const build_scope& scope, std::string name, const llb::source_op& source)
-        : session_(scope.session), key_(digest::of(cat("local\n", scope.id, "\n", name))), name_(std::move(name)),
+        : session_(scope.session), key_(key_in(scope, name, source)), name_(std::move(name)),
           excluded_(list_attribute(source, "local.excludepatterns")), included_(list_attribute(source, "local.includepattern")) {}
 
     async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
@@ -88,13 +88,20 @@ public:
         auto value = std::make_shared<local_value>(fs::root(directory->string()));
         value->name = name_;
         value->excluded = fs::ignore_patterns(excluded_);
-        value->included = included_;
+        value->included = fs::ignore_patterns(included_);
         co_return solver::run_result{.outputs = {std::move(value)}};
     }
 
     [[nodiscard]] bool counted() const noexcept override { return false; }
 
 private:
+    /// The same directory under other rules is another source.
+    static digest key_in(const build_scope& scope, std::string_view name, const llb::source_op& source) {
+        std::string text = cat("local\n", scope.id, "\n", name);
+        for (const auto& [key, value] : source.attrs) text += cat("\n", key, "=", value);
+        return digest::of(text);
+    }
+
     std::shared_ptr<session::session> session_;
     digest key_;
     std::string name_;
@@ -102,6 +109,27 @@ private:
 };
 
 }  // namespace
+
+fs::copy_verdict both(fs::copy_verdict a, fs::copy_verdict b) {
+    using enum fs::copy_verdict;
+    if (a == skip || b == skip) return skip;
+    return a == descend || b == descend ? descend : take;
+}
+
+fs::copy_verdict excluded_by(const fs::ignore_patterns& patterns, std::string_view path, bool directory) {
+    if (patterns.empty() || !patterns.matches(path)) return fs::copy_verdict::take;
+    return directory && patterns.may_reinclude_below(path) ? fs::copy_verdict::descend : fs::copy_verdict::skip;
+}
+
+fs::copy_verdict included_by(const fs::ignore_patterns& patterns, std::string_view path, bool directory) {
+    if (patterns.empty() || patterns.matches(path)) return fs::copy_verdict::take;
+    return directory && patterns.may_match_below(path) ? fs::copy_verdict::descend : fs::copy_verdict::skip;
+}
+
+fs::copy_verdict local_value::verdict(std::string_view path, bool directory) const {
+    if (path.empty()) return fs::copy_verdict::take;
+    return both(excluded_by(excluded, path, directory), included_by(included, path, directory));
+}
 
 std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope) {
     const auto& source = std::get<llb::source_op>(what.what);

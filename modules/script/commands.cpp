@@ -17,6 +17,7 @@ module;
 #include <set>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -105,6 +106,8 @@ std::string session::expand(const std::string& word) const {
 async::task<bool> session::execute(bool negated, std::vector<std::string> words) {
     for (auto& w : words) w = expand(w);
     const std::string name = words.front();
+    static const std::set<std::string> negatable{"cobuild", "exec", "stdout", "stderr", "image"};
+    if (negated && !negatable.contains(name)) throw wrong(cat("'!' means nothing before ", name));
     if (name == "cobuild") co_await run_cobuild(negated, std::move(words));
     else if (name == "exec") co_await run_program(negated, std::move(words));
     else if (name == "stdout") match(negated, words, last_.out);
@@ -214,8 +217,9 @@ void session::compare(const std::vector<std::string>& words) {
     const auto text = [&](const std::string& name) { return name == "stdout" ? last_.out : name == "stderr" ? last_.err : slurp(path_of(name)); };
     const std::string a = text(words[1]), b = text(words[2]);
     if (a == b) return;
-    if (update) {
+    if (updatable.contains(words[2])) {
         updates[words[2]] = a;
+        spill(path_of(words[2]), a);
         return;
     }
     throw wrong(cat(words[1], " and ", words[2], " differ:\n--- ", words[1], "\n", tail(a, 30), "--- ", words[2], "\n", tail(b, 30)));
@@ -273,8 +277,11 @@ async::task<void> session::check_image(bool negated, std::vector<std::string> wo
     if (words[2] != "path") throw wrong(cat("image ", words[1], " ", words[2], ": path or config is expected"));
     std::string path = words[3];
     while (path.starts_with('/')) path.erase(0, 1);
+    while (path.ends_with('/')) path.pop_back();
     const auto at = view.files.find(path);
+    if (words.size() % 2 != 0) throw wrong(cat("image ... path ... ", words.back(), ": a value is missing"));
     if (negated) {
+        if (words.size() > 4) throw wrong("! image NAME path PATH is expected");
         if (at != view.files.end()) throw wrong(cat(words[1], " has ", words[3], ", but must not"));
         co_return;
     }
@@ -297,10 +304,19 @@ async::task<void> session::check_image(bool negated, std::vector<std::string> wo
 
 void session::file_command(const std::vector<std::string>& words) {
     const std::string& name = words[0];
-    if (words.size() < (name == "rm" ? 2U : 3U)) throw wrong(cat(name, ": an argument is missing"));
-    if (name == "rm") stdfs::remove_all(path_of(words[1]));
-    else if (name == "chmod") ::chmod(path_of(words[2]).c_str(), static_cast<mode_t>(std::stoul(words[1], nullptr, 8)));
-    else spill(path_of(words[1]), words[2] + "\n", name == "append");
+    if (words.size() != (name == "rm" ? 2U : 3U))
+        throw wrong(name == "rm" ? "rm FILE is expected" : name == "chmod" ? "chmod MODE FILE is expected" : cat(name, " FILE TEXT is expected, a text with blanks in quotes"));
+    if (name == "rm") {
+        if (stdfs::remove_all(path_of(words[1])) == 0) throw wrong(cat("rm ", words[1], ": there is no such file"));
+    } else if (name == "chmod") {
+        unsigned mode = 0;
+        const auto& text = words[1];
+        const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
+        if (failed != std::errc{} || end != text.data() + text.size() || mode > 07777) throw wrong(cat("chmod ", text, ": an octal mode is expected"));
+        if (::chmod(path_of(words[2]).c_str(), static_cast<mode_t>(mode)) != 0) throw_errno(cat("chmod ", words[2]));
+    } else {
+        spill(path_of(words[1]), words[2] + "\n", name == "append");
+    }
 }
 
 async::task<void> session::finish() {

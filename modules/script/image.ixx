@@ -4,6 +4,7 @@ module;
 #include <filesystem>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -32,6 +33,9 @@ struct image_view {
 /// Reads a named image from a state directory, as a stranger would: manifest, config, layer archives. Blocks.
 image_view read_image(const std::filesystem::path& root, const std::string& name, async::blocking_pool& pool);
 
+/// "-- name --": a file begins after this line.
+bool is_marker(std::string_view line);
+
 struct command_result {
     int code = 0;
     std::string out, err;
@@ -46,9 +50,10 @@ public:
     /// Ends what was started.
     async::task<void> finish();
     std::string why_skipped;
-    /// Files that `cmp` was given as its second operand and that differ, with their new content.
+    /// Files of the scenario that `cmp` may rewrite; none unless it was asked to.
+    std::set<std::string> updatable;
+    /// Of these, those that differed, with their new content.
     std::map<std::string, std::string> updates;
-    bool update = false;
 
 private:
     async::task<void> run_cobuild(bool negated, std::vector<std::string> words);
@@ -73,7 +78,6 @@ private:
     std::map<std::string, std::string> variables_;
     std::vector<process::child> children_;
     command_result last_;
-    std::string last_command_;
 };
 
 }  // namespace cobuild::script

@@ -38,6 +38,8 @@ std::vector<std::string> words_of(std::string_view text, const source_location& 
 
 }  // namespace
 
+bool is_marker(std::string_view line) { return line.starts_with("-- ") && line.ends_with(" --") && line.size() > 6; }
+
 scenario parse(std::string_view text, std::string name) {
     scenario out;
     out.name = std::move(name);
@@ -48,8 +50,9 @@ scenario parse(std::string_view text, std::string name) {
         const auto raw = text.substr(0, end);
         text.remove_prefix(end == std::string_view::npos ? text.size() : end + 1);
         ++number;
-        if (raw.starts_with("-- ") && raw.ends_with(" --") && raw.size() > 6) {
+        if (is_marker(raw)) {
             const auto title = trim(raw.substr(3, raw.size() - 6));
+            if (title.empty()) throw error{errc::invalid, "a file name is missing between the dashes"}.at({out.name, number});
             if (title.starts_with('/') || title.find("..") != std::string_view::npos)
                 throw error{errc::invalid, cat("the file name ", quoted(title), " leads out of the scenario's directory")}.at({out.name, number});
             out.files.emplace_back(std::string(title), "");

@@ -11,7 +11,9 @@ module;
 #include <iterator>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -49,17 +51,36 @@ void write_files(const scenario& s, const stdfs::path& work) {
     }
 }
 
-/// Puts accepted output back into the scenario's file.
-void accept(const stdfs::path& file, const scenario& s, const std::map<std::string, std::string>& updates) {
-    if (updates.empty()) return;
-    const std::string old = read_text(file);
-    std::string text = old.substr(0, s.files.empty() ? old.size() : old.find(cat("-- ", s.files.front().first, " --\n")));
-    for (const auto& [name, content] : s.files) {
-        const auto fresh = updates.find(name);
-        text += cat("-- ", name, " --\n", fresh != updates.end() ? fresh->second : content);
-        if (!text.ends_with('\n')) text += '\n';
+/// The scenario's text with accepted output put in; all else stays as it is, byte for byte.
+std::string with_updates(std::string_view text, const std::map<std::string, std::string>& updates) {
+    std::string out;
+    bool replaced = false;
+    while (!text.empty()) {
+        const auto end = text.find('\n');
+        const auto line = text.substr(0, end == std::string_view::npos ? text.size() : end + 1);
+        text.remove_prefix(line.size());
+        const auto raw = line.substr(0, line.size() - (end == std::string_view::npos ? 0 : 1));
+        if (!is_marker(raw)) {
+            if (!replaced) out += line;
+            continue;
+        }
+        out += line;
+        const auto fresh = updates.find(std::string(trim(raw.substr(3, raw.size() - 6))));
+        replaced = fresh != updates.end();
+        if (!replaced) continue;
+        if (!out.ends_with('\n')) out += '\n';
+        out += fresh->second;
+        if (!out.ends_with('\n')) out += '\n';
     }
-    std::ofstream(file, std::ios::binary | std::ios::trunc) << text;
+    return out;
+}
+
+void accept(const stdfs::path& file, const std::map<std::string, std::string>& updates) {
+    if (updates.empty()) return;
+    const std::string text = with_updates(read_text(file), updates);
+    std::ofstream out(file, std::ios::binary | std::ios::trunc);
+    out << text;
+    if (!out.flush()) throw error{errc::io, cat("cannot write ", file.string())};
 }
 
 async::task<outcome> run_one(stdfs::path file, const options& o, process::spawner& programs, async::runtime& rt) {
@@ -74,7 +95,8 @@ async::task<outcome> run_one(stdfs::path file, const options& o, process::spawne
         work = new_directory();
         write_files(parsed, work);
         s = std::make_unique<session>(work, o.program, o.arguments, programs, rt.pool());
-        s->update = o.update;
+        if (o.update)
+            for (const auto& f : parsed.files) s->updatable.insert(f.first);
         for (const auto& l : parsed.script) {
             at = l.number;
             if (co_await s->execute(l.negated, l.words)) continue;
@@ -82,7 +104,7 @@ async::task<outcome> run_one(stdfs::path file, const options& o, process::spawne
             out.message = s->why_skipped;
             break;
         }
-        accept(file, parsed, s->updates);
+        accept(file, s->updates);
     } catch (...) {
         failed = std::current_exception();
     }

@@ -57,7 +57,9 @@ public:
         if (!at->second.environment.empty()) {
             const char* value = std::getenv(at->second.environment.c_str());
             if (value == nullptr) throw error{errc::not_found, cat("the secret ", quoted(id), ": the environment variable ", at->second.environment, " is not set")};
-            co_return std::string(value);
+            std::string text(value);
+            if (text.size() > max_secret) throw error{errc::invalid, cat("the secret ", quoted(id), " is larger than 500 KiB (", at->second.environment, ")")};
+            co_return text;
         }
         const auto file = at->second.file;
         if (can_be_read_again(file)) co_return co_await pool_.run([id, file] { return read_secret(id, file); });

@@ -34,43 +34,31 @@ struct unpacked {
     std::uint64_t size = 0;
     digest diff_id;
     archive::apply_result applied;
-    std::exception_ptr failed;  ///< why the archive could not be unpacked: told only when the digest is right
+    state::pin keep;  ///< of the blob
+    /// Why the bytes could not be unpacked. Whether they are the right bytes is the first question, so they are read to their end
+    /// all the same.
+    std::exception_ptr failed;
 };
-
-archive::compression archive_kind(std::string_view media_type) {
-    switch (oci::layer_compression(media_type)) {
-        case oci::compression::gzip: return archive::compression::gzip;
-        case oci::compression::zstd: return archive::compression::zstd;
-        case oci::compression::none: break;
-    }
-    return archive::compression::none;
-}
 
 /// Hashes, inflates, hashes, unpacks: one pass over `blob`. The media type is believed only as far as the bytes agree.
 unpacked unpack(archive::byte_source blob, int target) {
     unpacked out;
     hasher compressed, plain;
     auto raw = archive::hashed(std::move(blob), compressed, &out.size);
-    auto tar = archive::hashed(archive::decompress_auto(raw), plain);
-    // A thread of its own for inflating leaves this one to unpack: the two take about the same time.
-    auto ahead = archive::read_ahead(tar, std::size_t{1} << 20, 4);
     try {
+        auto tar = archive::hashed(archive::decompress_auto(raw), plain);
+        // A thread of its own for inflating leaves this one to unpack: the two take about the same time.
+        const auto ahead = archive::read_ahead(tar, std::size_t{1} << 20, 4);
         out.applied = archive::apply_layer(ahead, target);
     } catch (const error& e) {
-        // Damaged bytes mostly fail to inflate first. Reading on tells whether they are the ones that were asked for.
         if (e.kind() != errc::corrupt) throw;
         out.failed = std::current_exception();
     }
-    ahead = nullptr;
     std::vector<std::byte> rest(65536);
     while (raw(rest) != 0) {}  // bytes after the last member still count for the digest
     out.blob = compressed.finish();
     out.diff_id = plain.finish();
     return out;
-}
-
-void throw_if_failed(const unpacked& made, const digest& layer) {
-    if (made.failed) throw cobuild::describe(made.failed).with(cat("the layer ", layer.str()));
 }
 
 /// A source over a pipe that a coroutine fills.
@@ -100,12 +88,15 @@ archive::byte_source teed(archive::byte_source in, std::shared_ptr<content::writ
     };
 }
 
-/// What the layers below finish once they are there.
-struct below {
-    async::event ready;
-    snapshot::chain chain;
-    state::pin keep;
+bool hides_all_below(int layer) { return fs::get_xattr(layer, "", "trusted.overlay.opaque") == "y"; }
+
+/// One image that is being pulled.
+struct pulling {
+    resolved_image image;
+    std::vector<digest> chain_ids;
+    progress::writer progress;
 };
+using wanted = std::shared_ptr<const pulling>;
 
 }  // namespace
 
@@ -134,11 +125,12 @@ struct images::state {
     cobuild::state::pin keep_text(const std::string& bytes) { return content.put(bytes).keep; }
 
     async::task<resolved_image> built_here(oci::reference ref, content::image named, oci::platform platform);
-    async::task<snapshot::layer> bring(oci::reference ref, oci::descriptor layer, digest diff_id, digest chain_id, std::shared_ptr<below> under,
-                                       progress::writer progress);
-    async::task<unpacked> fetch_and_unpack(oci::reference ref, oci::descriptor layer, int target, std::shared_ptr<content::writer> blob,
-                                           progress::writer progress);
-    async::task<void> finish(const unpacked& made, int target, std::shared_ptr<below> under);
+    /// Layer `index`, brought at most once at a time.
+    async::task<snapshot::layer> layer(wanted what, std::size_t index);
+    async::task<snapshot::layer> bring(wanted what, std::size_t index);
+    async::task<std::optional<unpacked>> unpack_stored(wanted what, std::size_t index, int target);
+    async::task<unpacked> fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob);
+    async::task<void> finish(const unpacked& made, int target, wanted what, std::size_t index);
 };
 
 namespace {
@@ -229,25 +221,24 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
 
 // ---------------------------------------------------------------- pull
 
-async::task<unpacked> images::state::fetch_and_unpack(oci::reference ref, oci::descriptor layer, int target, std::shared_ptr<content::writer> blob,
-                                                      progress::writer progress) {
-    auto line = std::make_shared<progress::line>(progress.begin(layer.digest.str(), static_cast<std::int64_t>(layer.size)));
-    auto received = std::make_shared<std::int64_t>(0);
+async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob) {
+    const auto& layer = what->image.parsed.layers[index];
+    auto line = std::make_shared<progress::line>(what->progress.begin(layer.digest.str(), static_cast<std::int64_t>(layer.size)));
     async::byte_pipe pipe(std::size_t{8} << 20);
     auto out = std::make_shared<unpacked>();
     std::string host;
     async::task_group both(co_await async::current_executor);
     const auto receive = [](state* self, oci::reference r, oci::descriptor l, async::byte_pipe p, std::shared_ptr<progress::line> shown,
-                            std::shared_ptr<std::int64_t> count, std::string* from) -> async::task<void> {
+                            std::string* from) -> async::task<void> {
         std::exception_ptr failed;
         try {
             registry::fetch_options options;
             options.verify = false;
             *from = co_await self->registry.fetch_blob(
                 r, l,
-                [p, shown, count](async::chunk c) mutable -> async::task<void> {
-                    *count += static_cast<std::int64_t>(c.size());
-                    shown->update(*count);
+                [p, shown, count = std::int64_t{0}](async::chunk c) mutable -> async::task<void> {
+                    count += static_cast<std::int64_t>(c.size());
+                    shown->update(count);
                     return p.write(std::move(c));
                 },
                 options);
@@ -263,31 +254,53 @@ async::task<unpacked> images::state::fetch_and_unpack(oci::reference ref, oci::d
     const auto work = [](state* self, async::byte_pipe p, int dir, std::shared_ptr<content::writer> b, std::shared_ptr<unpacked> result) -> async::task<void> {
         co_await self->pool.run([p, dir, b, result]() mutable {
             try {
-                auto in = read_pipe(p);
-                *result = unpack(b ? teed(std::move(in), b) : std::move(in), dir);
+                *result = unpack(teed(read_pipe(p), b), dir);
             } catch (...) {
                 p.fail(std::current_exception());
                 throw;
             }
         });
     };
-    both.spawn(receive(this, ref, layer, pipe, line, received, &host));
+    both.spawn(receive(this, what->image.reference, layer, pipe, line, &host));
     both.spawn(work(this, pipe, target, blob, out));
     co_await both.join();
-    line->done();
     if (out->blob != layer.digest || out->size != layer.size) {
-        registry.distrust(ref, host, layer.digest);
+        registry.distrust(what->image.reference, host, layer.digest);
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " from ", host, " is damaged: received ", out->size, " of ", layer.size, " bytes with digest ",
                                        out->blob.str())};
     }
-    throw_if_failed(*out, layer.digest);
+    line->done();
     co_return *out;
 }
 
-async::task<void> images::state::finish(const unpacked& made, int target, std::shared_ptr<below> under) {
-    co_await under->ready.wait();
-    co_await pool.run([this, &made, target, under] {
-        const auto dirs = snapshots.layer_dirs(under->chain);
+/// From the content store; empty when it is not there, or not what its name says: then it is removed and must be fetched.
+async::task<std::optional<unpacked>> images::state::unpack_stored(wanted what, std::size_t index, int target) {
+    const auto& layer = what->image.parsed.layers[index];
+    auto held = content.hold(layer.digest);
+    if (!held) co_return std::nullopt;
+    auto line = what->progress.begin(cat("extracting ", layer.digest.str()));
+    auto made = co_await pool.run([this, &layer, target] {
+        const auto file = content.open(layer.digest);
+        return unpack(archive::read_from(file.get()), target);
+    });
+    line.done();
+    if (made.blob == layer.digest) {
+        made.keep = std::move(held->keep);
+        co_return made;
+    }
+    held.reset();
+    log(log_level::warning, "a layer in the content store is damaged and is fetched again", {{"digest", layer.digest.str()}});
+    co_await pool.run([this, &layer] { return content.remove(layer.digest); });
+    co_return std::nullopt;
+}
+
+/// What a layer leans on is looked for below it; the layers there are asked for in order, so each finds those below it done.
+async::task<void> images::state::finish(const unpacked& made, int target, wanted what, std::size_t index) {
+    std::vector<snapshot::layer> under;
+    for (std::size_t i = 0; i < index; ++i) under.push_back(co_await layer(what, i));
+    co_await pool.run([this, &made, target, &under] {
+        std::vector<unique_fd> dirs;
+        for (auto at = under.rbegin(); at != under.rend(); ++at) dirs.push_back(snapshots.layer_dir(at->id));
         std::vector<int> fds;
         for (const auto& d : dirs) fds.push_back(d.get());
         archive::lower_chain lower(std::move(fds));
@@ -295,75 +308,68 @@ async::task<void> images::state::finish(const unpacked& made, int target, std::s
     });
 }
 
-async::task<snapshot::layer> images::state::bring(oci::reference ref, oci::descriptor layer, digest diff_id, digest chain_id, std::shared_ptr<below> under,
-                                                  progress::writer progress) {
+async::task<snapshot::layer> images::state::layer(wanted what, std::size_t index) {
+    co_return co_await flights.run(what->chain_ids[index].str(), [this, what, index] { return bring(what, index); });
+}
+
+async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index) {
+    const auto& image = what->image;
+    const auto& layer = image.parsed.layers[index];
+    const auto& diff_id = image.diff_ids[index];
+    const auto& chain_id = what->chain_ids[index];
     if (auto here = co_await snapshots.find_by_diff_id(diff_id)) co_return std::move(*here);
     if (auto here = co_await snapshots.find_by_chain_id(chain_id)) co_return std::move(*here);
-    auto unpacking = co_await snapshots.begin_unpack();
-    unpacked made;
-    snapshot::layer_blob blob{.variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
-    cobuild::state::pin keep;
-    if (auto held = content.hold(layer.digest)) {
-        keep = held->keep;
-        auto line = progress.begin(cat("extracting ", layer.digest.str()));
-        made = co_await pool.run([this, &layer, fd = unpacking.fd()] {
-            const auto file = content.open(layer.digest);
-            return unpack(archive::read_from(file.get()), fd);
-        });
-        line.done();
-        if (made.blob != layer.digest) {
-            content.remove(layer.digest);
-            throw error{errc::corrupt, cat("the blob ", layer.digest.str(), " in the content store is damaged; it was removed, build again to fetch it anew")};
-        }
-        throw_if_failed(made, layer.digest);
-    } else {
+    std::optional<snapshot::unpacking> target(co_await snapshots.begin_unpack());
+    auto made = co_await unpack_stored(what, index, target->fd());
+    if (!made) {
+        target.emplace(co_await snapshots.begin_unpack());
         auto writer = std::make_shared<content::writer>(content.ingest(layer.size));
-        made = co_await fetch_and_unpack(ref, layer, unpacking.fd(), writer, progress);
-        keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
+        made = co_await fetch_and_unpack(what, index, target->fd(), writer);
+        made->keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
     }
-    if (made.applied.opaque_root)
-        throw error{errc::unsupported, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " hides everything below it (an opaque root), which is not supported yet")};
-    if (made.diff_id != diff_id)
-        throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", ref.familiar(), " unpacks to ", made.diff_id.str(), " but the image's config says ", diff_id.str())};
-    snapshot::pulled_info info{.diff_id = diff_id, .blob = std::move(blob), .description = cat("pulled from ", ref.str())};
-    if (!made.applied.self_contained()) {
-        co_await finish(made, unpacking.fd(), under);
+    if (made->failed) throw describe(made->failed).with(cat("the layer ", layer.digest.str(), " of ", image.reference.familiar()));
+    if (made->applied.opaque_root)
+        throw error{errc::unsupported, cat("the layer ", layer.digest.str(), " of ", image.reference.familiar(),
+                                           " hides everything below it (an opaque root), which is not supported yet")};
+    if (made->diff_id != diff_id)
+        throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", image.reference.familiar(), " unpacks to ", made->diff_id.str(),
+                                       " but the image's config says ", diff_id.str())};
+    snapshot::pulled_info info{.diff_id = diff_id, .description = cat("pulled from ", image.reference.str())};
+    info.blob = {.variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
+    if (!made->applied.self_contained()) {
+        co_await finish(*made, target->fd(), what, index);
         info.chain_id = chain_id;
     }
-    co_return co_await snapshots.commit(std::move(unpacking), std::move(info));
+    co_return co_await snapshots.commit(std::move(*target), std::move(info));
 }
 
 async::task<pulled_image> images::pull(resolved_image image, progress::writer progress) {
     auto s = state_;
     if (image.chain)
         if (auto keep = co_await s->snapshots.hold(*image.chain)) co_return pulled_image{*image.chain, std::move(*keep)};
-    const auto chain_ids = oci::chain_ids(image.diff_ids);
+    for (const auto& l : image.parsed.layers) oci::layer_compression(l.media_type);  // refuses what is no layer, by name
     const std::size_t count = image.parsed.layers.size();
+    auto chain_ids = oci::chain_ids(image.diff_ids);
+    const wanted what = std::make_shared<const pulling>(pulling{std::move(image), std::move(chain_ids), std::move(progress)});
     auto layers = std::make_shared<std::vector<snapshot::layer>>(count);
-    auto under = std::make_shared<std::vector<std::shared_ptr<below>>>();
-    for (std::size_t i = 0; i <= count; ++i) under->push_back(std::make_shared<below>());
-    (*under)[0]->ready.set();
-    // Layer i tells its neighbour above what lies below it once it and all below it are there.
-    const auto one = [](std::shared_ptr<state> self, std::size_t i, resolved_image of, digest chain_id, std::shared_ptr<std::vector<snapshot::layer>> out,
-                        std::shared_ptr<std::vector<std::shared_ptr<below>>> waiting, progress::writer shown) -> async::task<void> {
-        const auto& l = of.parsed.layers[i];
-        oci::layer_compression(l.media_type);  // refuses what is no layer, by name
-        (*out)[i] = co_await self->flights.run(chain_id.str(), [self, of, l, i, chain_id, waiting, shown] {
-            return self->bring(of.reference, l, of.diff_ids[i], chain_id, (*waiting)[i], shown);
-        });
-        auto& mine = *(*waiting)[i];
-        auto& next = *(*waiting)[i + 1];
-        co_await mine.ready.wait();
-        next.chain = mine.chain;
-        next.chain.layers.push_back((*out)[i].id);
-        next.keep = mine.keep;
-        next.keep += (*out)[i].keep;
-        next.ready.set();
+    const auto one = [](std::shared_ptr<state> self, wanted of, std::size_t i, std::shared_ptr<std::vector<snapshot::layer>> out) -> async::task<void> {
+        (*out)[i] = co_await self->layer(of, i);
     };
     std::vector<async::task<void>> work;
-    for (std::size_t i = 0; i < count; ++i) work.push_back(one(s, i, image, chain_ids[i], layers, under, progress));
+    for (std::size_t i = 0; i < count; ++i) work.push_back(one(s, what, i, layers));
     co_await async::when_all(std::move(work));
-    co_return pulled_image{(*under)[count]->chain, (*under)[count]->keep};
+    // A mount does not look at the mark of a layer's top directory that hides all below: such a layer begins the chain.
+    const auto bottom = co_await s->pool.run([s, layers] {
+        std::size_t at = layers->size();
+        while (at > 0 && !hides_all_below(s->snapshots.layer_dir((*layers)[--at].id).get())) {}
+        return at;
+    });
+    pulled_image out;
+    for (std::size_t i = bottom; i < count; ++i) {
+        out.chain.layers.push_back((*layers)[i].id);
+        out.keep += (*layers)[i].keep;
+    }
+    co_return out;
 }
 
 }  // namespace cobuild::source
