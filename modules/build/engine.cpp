@@ -36,6 +36,26 @@ namespace {
 
 constexpr std::string_view default_root = "/var/lib/cobuild";
 
+async::task<std::vector<image_info>> list_images(parts& p) {
+    co_return co_await p.runtime.pool().run([&p] {
+        std::vector<image_info> out;
+        for (const auto& i : p.content->list_images()) {
+            const auto label = [&](const std::string& key) {
+                const auto at = i.labels.find(key);
+                return at == i.labels.end() ? std::string() : at->second;
+            };
+            out.push_back({.name = oci::reference::parse(i.name).familiar(), .digest = i.target.str(), .config_digest = label("config"),
+                           .size = std::strtoull(label("size").c_str(), nullptr, 10), .created = i.created});
+        }
+        return out;
+    });
+}
+
+async::task<bool> remove_one(parts& p, std::string name) {
+    const auto full = oci::reference::parse(name).with_default_tag().str();
+    co_return co_await p.runtime.pool().run([&p, &full] { return p.content->remove_image(full); });
+}
+
 class engine_impl final : public engine, public std::enable_shared_from_this<engine_impl> {
 public:
     explicit engine_impl(config::configuration settings) : parts_(std::make_unique<parts>(std::move(settings))) {}
@@ -54,41 +74,23 @@ public:
         co_await async::on(parts_->runtime.get_executor(), parts_->open(std::move(root)));
     }
 
+    // None of the calls is a coroutine itself: what they return holds the engine from the beginning.
     async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink, async::cancel_token token) override {
         if (!sink) sink = progress::null_sink();
-        co_return co_await enter<build_result>(
-            [&](parts& p) { return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink))); });
+        return enter<build_result>(shared_from_this(), [request = std::move(request), sink = std::move(sink), token = std::move(token)](parts& p) mutable {
+            return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink)));
+        });
     }
-
-    async::task<std::vector<image_info>> images() override {
-        co_return co_await enter<std::vector<image_info>>([this](parts&) { return list_images(); });
-    }
+    async::task<std::vector<image_info>> images() override { return enter<std::vector<image_info>>(shared_from_this(), list_images); }
     async::task<bool> remove_image(std::string name) override {
-        co_return co_await enter<bool>([&](parts&) { return remove_one(std::move(name)); });
+        return enter<bool>(shared_from_this(), [name = std::move(name)](parts& p) mutable { return remove_one(p, std::move(name)); });
     }
-    async::task<std::vector<usage_info>> usage() override { co_return co_await enter<std::vector<usage_info>>(measure_usage); }
+    async::task<std::vector<usage_info>> usage() override { return enter<std::vector<usage_info>>(shared_from_this(), measure_usage); }
     async::task<std::vector<usage_info>> prune(prune_options options) override {
-        co_return co_await enter<std::vector<usage_info>>([&](parts& p) { return run_prune(p, std::move(options)); });
+        return enter<std::vector<usage_info>>(shared_from_this(),
+                                              [options = std::move(options)](parts& p) mutable { return run_prune(p, std::move(options)); });
     }
-
-    async::task<void> close() override {
-        const auto self = shared_from_this();
-        bool first = false;
-        {
-            const std::lock_guard lock(guard_);
-            first = !std::exchange(closed_, true);
-        }
-        if (!first) co_return co_await over_.wait();
-        std::exception_ptr failed;
-        try {
-            co_await async::on(parts_->runtime.get_executor(), shut_down());
-            parts_.reset();
-        } catch (...) {
-            failed = std::current_exception();
-        }
-        over_.set();
-        if (failed) std::rethrow_exception(failed);
-    }
+    async::task<void> close() override { return close_once(shared_from_this()); }
 
 private:
     /// One call on the engine, from before it crosses to the engine's thread until its last frame is gone there (or until it
@@ -114,17 +116,34 @@ private:
 
     /// Runs what `make` gives on the engine's thread, so that close() can end and await it.
     template<class T, class Make>
-    async::task<T> enter(Make make) {
-        const auto self = shared_from_this();
-        admission admitted(*this);
-        auto work = async::linked(closing_.token(), make(*parts_));
-        co_return co_await async::on(parts_->runtime.get_executor(), counted<T>(std::move(admitted), std::move(work)));
+    static async::task<T> enter(std::shared_ptr<engine_impl> self, Make make) {
+        admission admitted(*self);
+        auto work = async::linked(self->closing_.token(), make(*self->parts_));
+        co_return co_await async::on(self->parts_->runtime.get_executor(), counted<T>(std::move(admitted), std::move(work)));
     }
 
     // The frame's parameters die last to first: the admission after the work.
     template<class T>
     static async::task<T> counted(admission, async::task<T> work) {
         co_return co_await std::move(work);
+    }
+
+    static async::task<void> close_once(std::shared_ptr<engine_impl> self) {
+        bool first = false;
+        {
+            const std::lock_guard lock(self->guard_);
+            first = !std::exchange(self->closed_, true);
+        }
+        if (!first) co_return co_await self->over_.wait();
+        std::exception_ptr failed;
+        try {
+            co_await async::on(self->parts_->runtime.get_executor(), self->shut_down());
+            self->parts_.reset();
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        self->over_.set();
+        if (failed) std::rethrow_exception(failed);
     }
 
     async::task<void> shut_down() {
@@ -137,26 +156,6 @@ private:
         }
         if (busy) co_await idle_.wait();
         co_await parts_->close();
-    }
-
-    async::task<std::vector<image_info>> list_images() {
-        co_return co_await parts_->runtime.pool().run([this] {
-            std::vector<image_info> out;
-            for (const auto& i : parts_->content->list_images()) {
-                const auto label = [&](const std::string& key) {
-                    const auto at = i.labels.find(key);
-                    return at == i.labels.end() ? std::string() : at->second;
-                };
-                out.push_back({.name = oci::reference::parse(i.name).familiar(), .digest = i.target.str(), .config_digest = label("config"),
-                               .size = std::strtoull(label("size").c_str(), nullptr, 10), .created = i.created});
-            }
-            return out;
-        });
-    }
-
-    async::task<bool> remove_one(std::string name) {
-        const auto full = oci::reference::parse(name).with_default_tag().str();
-        co_return co_await parts_->runtime.pool().run([this, &full] { return parts_->content->remove_image(full); });
     }
 
     std::unique_ptr<parts> parts_;

@@ -22,6 +22,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -129,14 +130,18 @@ belongings look_around_until(const belongings& expected) {
 
 /// The engine opened and closed once, so that what libraries keep for good is there.
 belongings warm(const place& p) {
-    async::runtime rt;
+    auto out = look_around();
+    std::optional<async::runtime> rt(std::in_place);
     const auto work = [&]() -> async::task<void> {
         const auto engine = co_await build::engine::open(p.options());
         co_await engine->build(p.request());
         co_await engine->close();
     };
-    rt.block_on(work());
-    return look_around();
+    rt->block_on(work());
+    rt.reset();
+    const auto threads = std::exchange(out, look_around_until(out)).threads;
+    BOOST_TEST(out.threads == threads);
+    return out;
 }
 
 /// Collects events and the threads they came on.
