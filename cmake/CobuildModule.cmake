@@ -42,7 +42,7 @@ function(cobuild_test name)
   target_link_libraries(test_${name} PRIVATE ${ARG_IMPORTS} ${ARG_USES} cobuild_test_support cobuild_warnings)
   add_test(NAME ${name} COMMAND test_${name} --log_level=test_suite --report_level=short --catch_system_errors=no)
   set_tests_properties(${name} PROPERTIES LABELS ${ARG_LABEL} TIMEOUT ${ARG_TIMEOUT}
-    ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/tsan.supp;COBUILD_SOURCE_DIR=${PROJECT_SOURCE_DIR};COBUILD_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
+    ENVIRONMENT "TSAN_OPTIONS=suppressions=${PROJECT_SOURCE_DIR}/tests/support/tsan.supp:die_after_fork=0;COBUILD_SOURCE_DIR=${PROJECT_SOURCE_DIR};COBUILD_BIN_DIR=${CMAKE_RUNTIME_OUTPUT_DIRECTORY}")
 endfunction()
 
 # cobuild_fuzzer(NAME SOURCE file.cpp [CORPUS dir] [IMPORTS module...])

@@ -25,20 +25,15 @@ namespace cobuild::async {
 namespace asio = boost::asio;
 
 struct cancel_token::registration::entry {
-    std::mutex guard;
+    std::recursive_mutex guard;  // held during the call, which may destroy its own registration
     std::function<void()> call;
     void fire() {
-        std::function<void()> f;
-        {
-            const std::lock_guard lock(guard);
-            f.swap(call);
-        }
-        if (f) f();
+        const std::lock_guard lock(guard);
+        if (const auto f = std::exchange(call, nullptr)) f();
     }
     void drop() {
-        std::function<void()> dead;
         const std::lock_guard lock(guard);
-        dead.swap(call);
+        call = nullptr;
     }
 };
 

@@ -43,7 +43,7 @@ public:
     void throw_if_cancelled() const;
 
     /// Calls `f` once on cancellation (at once when it already happened), on the cancelling thread, until destroyed.
-    /// Destruction does not wait for a call under way.
+    /// Destruction waits for a call under way on another thread; so `f` is short and waits for nothing.
     class registration {
     public:
         registration() = default;

@@ -4,10 +4,12 @@ module;
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <cstddef>
 #include <cstdlib>
 #include <exception>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <set>
 #include <string>
@@ -34,12 +36,37 @@ namespace {
 
 constexpr std::string_view default_root = "/var/lib/cobuild";
 
+async::task<std::vector<image_info>> list_images(parts& p) {
+    co_return co_await p.runtime.pool().run([&p] {
+        std::vector<image_info> out;
+        for (const auto& i : p.content->list_images()) {
+            const auto label = [&](const std::string& key) {
+                const auto at = i.labels.find(key);
+                return at == i.labels.end() ? std::string() : at->second;
+            };
+            out.push_back({.name = oci::reference::parse(i.name).familiar(), .digest = i.target.str(), .config_digest = label("config"),
+                           .size = std::strtoull(label("size").c_str(), nullptr, 10), .created = i.created});
+        }
+        return out;
+    });
+}
+
+async::task<bool> remove_one(parts& p, std::string name) {
+    const auto full = oci::reference::parse(name).with_default_tag().str();
+    co_return co_await p.runtime.pool().run([&p, &full] { return p.content->remove_image(full); });
+}
+
 class engine_impl final : public engine, public std::enable_shared_from_this<engine_impl> {
 public:
     explicit engine_impl(config::configuration settings) : parts_(std::make_unique<parts>(std::move(settings))) {}
     ~engine_impl() override {
-        // close() was not called: cancel what runs and wait for it here, on the destroying thread.
-        if (parts_) parts_->runtime.block_on(shut_down());
+        // close() was not called, or could not finish. No call is under way: each holds the engine.
+        if (!parts_) return;
+        try {
+            parts_->runtime.block_on(shut_down());
+        } catch (const std::exception& e) {
+            log(log_level::warning, "the engine did not close cleanly", {{"error", e.what()}});
+        }
     }
 
     async::task<void> start(std::string root, std::string docker_config) {
@@ -47,80 +74,96 @@ public:
         co_await async::on(parts_->runtime.get_executor(), parts_->open(std::move(root)));
     }
 
+    // None of the calls is a coroutine itself: what they return holds the engine from the beginning.
     async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink, async::cancel_token token) override {
         if (!sink) sink = progress::null_sink();
-        co_return co_await enter(async::linked(std::move(token), run_build(*parts_, std::move(request), std::move(sink))));
+        return enter<build_result>(shared_from_this(), [request = std::move(request), sink = std::move(sink), token = std::move(token)](parts& p) mutable {
+            return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink)));
+        });
     }
-
-    async::task<std::vector<image_info>> images() override { co_return co_await enter(list_images()); }
-    async::task<bool> remove_image(std::string name) override { co_return co_await enter(remove_one(std::move(name))); }
-    async::task<std::vector<usage_info>> usage() override { co_return co_await enter(measure_usage(*parts_)); }
-    async::task<std::vector<usage_info>> prune(prune_options options) override { co_return co_await enter(run_prune(*parts_, std::move(options))); }
-
-    async::task<void> close() override {
-        auto self = shared_from_this();
-        if (!parts_) co_return;
-        co_await async::on(parts_->runtime.get_executor(), shut_down());
-        auto dead = std::move(parts_);
+    async::task<std::vector<image_info>> images() override { return enter<std::vector<image_info>>(shared_from_this(), list_images); }
+    async::task<bool> remove_image(std::string name) override {
+        return enter<bool>(shared_from_this(), [name = std::move(name)](parts& p) mutable { return remove_one(p, std::move(name)); });
     }
+    async::task<std::vector<usage_info>> usage() override { return enter<std::vector<usage_info>>(shared_from_this(), measure_usage); }
+    async::task<std::vector<usage_info>> prune(prune_options options) override {
+        return enter<std::vector<usage_info>>(shared_from_this(),
+                                              [options = std::move(options)](parts& p) mutable { return run_prune(p, std::move(options)); });
+    }
+    async::task<void> close() override { return close_once(shared_from_this()); }
 
 private:
-    /// Runs `work` on the engine's thread, counted, so that close() can end and await it.
-    template<class T>
-    async::task<T> enter(async::task<T> work) {
-        if (!parts_ || closing_.token().cancelled()) throw error{errc::canceled, "the engine was closed"};
-        auto self = shared_from_this();
-        co_return co_await async::on(parts_->runtime.get_executor(), counted<T>(async::linked(closing_.token(), std::move(work))));
+    /// One call on the engine, from before it crosses to the engine's thread until its last frame is gone there (or until it
+    /// was cancelled on the way): the parts live as long.
+    class admission {
+    public:
+        explicit admission(engine_impl& e) : engine_(&e) {
+            const std::lock_guard lock(e.guard_);
+            if (e.closed_) throw error{errc::canceled, "the engine was closed"};
+            ++e.running_;
+        }
+        admission(admission&& other) noexcept : engine_(std::exchange(other.engine_, nullptr)) {}
+        admission& operator=(admission&&) = delete;
+        ~admission() {
+            if (engine_ == nullptr) return;
+            const std::lock_guard lock(engine_->guard_);
+            if (--engine_->running_ == 0 && engine_->closed_) engine_->idle_.set();
+        }
+
+    private:
+        engine_impl* engine_;
+    };
+
+    /// Runs what `make` gives on the engine's thread, so that close() can end and await it.
+    template<class T, class Make>
+    static async::task<T> enter(std::shared_ptr<engine_impl> self, Make make) {
+        admission admitted(*self);
+        auto work = async::linked(self->closing_.token(), make(*self->parts_));
+        co_return co_await async::on(self->parts_->runtime.get_executor(), counted<T>(std::move(admitted), std::move(work)));
     }
 
+    // The frame's parameters die last to first: the admission after the work.
     template<class T>
-    async::task<T> counted(async::task<T> work) {
-        ++running_;
+    static async::task<T> counted(admission, async::task<T> work) {
+        co_return co_await std::move(work);
+    }
+
+    static async::task<void> close_once(std::shared_ptr<engine_impl> self) {
+        bool first = false;
+        {
+            const std::lock_guard lock(self->guard_);
+            first = !std::exchange(self->closed_, true);
+        }
+        if (!first) co_return co_await self->over_.wait();
         std::exception_ptr failed;
-        std::optional<T> out;
         try {
-            out.emplace(co_await std::move(work));
+            co_await async::on(self->parts_->runtime.get_executor(), self->shut_down());
+            self->parts_.reset();
         } catch (...) {
             failed = std::current_exception();
         }
-        if (--running_ == 0 && idle_) idle_->set();
+        self->over_.set();
         if (failed) std::rethrow_exception(failed);
-        co_return std::move(*out);
     }
 
     async::task<void> shut_down() {
+        co_await async::no_cancel;
         closing_.cancel(error{errc::canceled, "the engine was closed"});
-        if (running_ > 0) {
-            idle_.emplace();
-            co_await idle_->wait();
+        bool busy = false;
+        {
+            const std::lock_guard lock(guard_);
+            busy = running_ > 0;
         }
+        if (busy) co_await idle_.wait();
         co_await parts_->close();
-    }
-
-    async::task<std::vector<image_info>> list_images() {
-        co_return co_await parts_->runtime.pool().run([this] {
-            std::vector<image_info> out;
-            for (const auto& i : parts_->content->list_images()) {
-                const auto label = [&](const std::string& key) {
-                    const auto at = i.labels.find(key);
-                    return at == i.labels.end() ? std::string() : at->second;
-                };
-                out.push_back({.name = oci::reference::parse(i.name).familiar(), .digest = i.target.str(), .config_digest = label("config"),
-                               .size = std::strtoull(label("size").c_str(), nullptr, 10), .created = i.created});
-            }
-            return out;
-        });
-    }
-
-    async::task<bool> remove_one(std::string name) {
-        const auto full = oci::reference::parse(name).with_default_tag().str();
-        co_return co_await parts_->runtime.pool().run([this, &full] { return parts_->content->remove_image(full); });
     }
 
     std::unique_ptr<parts> parts_;
     async::cancel_source closing_;
+    std::mutex guard_;  // of what calls and close() settle between threads
+    bool closed_ = false;
     std::size_t running_ = 0;
-    std::optional<async::event> idle_;
+    async::event idle_, over_;
 };
 
 }  // namespace

@@ -66,17 +66,13 @@ spawner::state::state() : bell_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     }
 }
 
-spawner::state::~state() {
+void spawner::state::end() {
     {
         const std::lock_guard lock(guard_);
         closing_ = true;
     }
     ring();
-    // The last owner may be a job's own leftovers on the thread itself.
-    if (thread_.get_id() == std::this_thread::get_id())
-        thread_.detach();
-    else if (thread_.joinable())
-        thread_.join();
+    thread_.join();
 }
 
 void spawner::state::ring() const noexcept {
@@ -97,9 +93,15 @@ bool spawner::state::post(std::function<void()> job) {
 void spawner::state::adopt(unique_fd pidfd) {
     {
         const std::lock_guard lock(guard_);
-        orphans_.push_back(std::move(pidfd));
+        if (!ended_) {
+            orphans_.push_back(std::move(pidfd));
+            ring();
+            return;
+        }
     }
-    ring();
+    // Destroyed after its spawner, against the rule: it was killed, so this is short.
+    siginfo_t info{};
+    while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd.get()), &info, WEXITED) < 0 && errno == EINTR) {}
 }
 
 void spawner::state::serve() {
@@ -123,7 +125,14 @@ void spawner::state::serve() {
             const int r = ::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(fd.get()), &info, WEXITED | WNOHANG);
             return r < 0 ? errno != EINTR : info.si_pid != 0;
         });
-        if (closing && jobs.empty() && orphans.empty()) return;
+        if (closing && jobs.empty() && orphans.empty()) {
+            const std::lock_guard lock(guard_);
+            if (jobs_.empty() && orphans_.empty()) {
+                ended_ = true;
+                return;
+            }
+            continue;
+        }
         std::vector<pollfd> waits{{bell_.get(), POLLIN, 0}};
         for (const auto& o : orphans) waits.push_back({o.get(), POLLIN, 0});
         if (closing) waits.front().fd = -1;
@@ -290,7 +299,7 @@ async::task<child> spawner::spawn(command c) {
 }
 
 spawner::spawner() : state_(std::make_shared<state>()) {}
-spawner::~spawner() = default;
+spawner::~spawner() { state_->end(); }
 
 child spawner::state::start(const std::shared_ptr<state>& self, const command& c) {
     check(c);

@@ -7,7 +7,8 @@ namespace cobuild::process {
 /// The spawner's thread: runs jobs, collects killed children nobody waits for.
 struct spawner::state {
     state();
-    ~state();
+    /// Ends the thread and waits for it. Jobs may own this, so the last owner cannot be the one to do it.
+    void end();
     /// Queues a job for the thread; false when the thread is ending.
     bool post(std::function<void()> job);
     /// Takes over a child that was killed and not collected.
@@ -22,6 +23,7 @@ private:
     std::deque<std::function<void()>> jobs_;
     std::vector<unique_fd> orphans_;
     bool closing_ = false;
+    bool ended_ = false;
     unique_fd bell_;
     unique_fd self_;
     std::thread thread_;

@@ -194,3 +194,30 @@ BOOST_AUTO_TEST_CASE(tokens_fire_once_across_threads) {
     const auto late = source.token().on_cancel([&] { ++calls; });
     BOOST_TEST(calls == 2);
 }
+
+// A token is cancelled by another thread while what it would cancel ends, and its executor with it.
+BOOST_AUTO_TEST_CASE(a_token_may_outlive_the_executor_it_reached) {
+    for (int i = 0; i < 200; ++i) {
+        cancel_source source;
+        std::atomic<bool> go = false;
+        std::thread other([&] {
+            while (!go) std::this_thread::yield();
+            source.cancel(error{errc::canceled, "stop"});
+        });
+        {
+            runtime rt;
+            const auto quick = [&]() -> task<int> {
+                go = true;
+                co_return 1;
+            };
+            std::exception_ptr failed;
+            try {
+                rt.block_on(linked(source.token(), quick()));
+            } catch (...) {
+                failed = std::current_exception();
+            }
+            BOOST_TEST((!failed || kind_of(failed) == errc::canceled));
+        }
+        other.join();
+    }
+}
