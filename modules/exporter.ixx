@@ -2,8 +2,8 @@
 /// a directory, a tar.
 ///
 /// An image is written once: each layer without a blob is diffed and compressed (in parallel, hashed while written), then
-/// config and manifest. Layers that were pulled keep their blobs. Blobs are remembered at their layer, so the next export
-/// of the same layer compresses nothing. Follows OCI image-spec 1.1 and reference forms of BuildKit's exporters.
+/// config and manifest. Layers that were pulled keep their blobs; forced into another compression they keep their diff ids.
+/// Blobs are remembered at their layer, so the next export of the same layer compresses nothing. Follows OCI image-spec 1.1 and reference forms of BuildKit's exporters.
 ///
 /// Reproducible: the same chain, config and options give the same bytes. With `epoch` set, times of files in our own layers
 /// that are later are cut to it, and so are `created` and the history's.
@@ -77,7 +77,8 @@ enum class archive_kind {
     oci,     ///< an OCI layout in a tar
     docker,  ///< the same plus docker's manifest.json, as `docker load` wants it
 };
-/// Where an archive goes: a descriptor of the caller's, or a file that appears when it is whole.
+/// Where an archive goes: a descriptor of the caller's, or a file that appears when it is whole. Links are followed; a pipe or
+/// device of that name is written to.
 struct destination {
     int fd = -1;
     std::string path;
@@ -85,7 +86,8 @@ struct destination {
 /// `names` are normalised references; they become index.json's annotations and docker's RepoTags.
 async::task<void> write_archive(stores s, archive_kind kind, image what, std::vector<std::string> names, destination to, progress::writer progress);
 
-/// The root's files into a directory (made when absent), owned by the calling user; what is there is merged or replaced.
+/// The root's files into a directory (made with its parents when absent), owned by the calling user. Directories merge, files
+/// replace files; errc::invalid names a directory that would replace a file, or the reverse.
 async::task<void> write_directory(stores s, input in, std::string directory, progress::writer progress);
 /// The root's files as one tar, owners and modes kept.
 async::task<void> write_tar(stores s, input in, destination to, progress::writer progress);

@@ -4,8 +4,8 @@
 /// client's directory read in place). A local COPY is keyed by the bytes that landed in its layer: they are hashed while
 /// copied; when every file is remembered by its stat the key is known without reading any.
 ///
-/// Cache keys follow BuildKit's rules (see docs/architecture.md, "Cache"): for a step, hosts' addresses, proxies, and ids of cache
-/// mounts do not count; for a file op, paths of sources count by what they select.
+/// Cache keys follow BuildKit's rules (see docs/architecture.md, "Cache"): for a step, hosts' addresses, proxies, and which cache
+/// directory a cache mount gets do not count; for a file op, paths of sources count by what they select.
 ///
 /// Thread safety: everything on the engine's io thread. Errors: errc::unsupported names ops and sources not built yet;
 /// errc::step_failed has the exit code; errors of file actions name the path.

@@ -9,7 +9,7 @@
 ///     exit CODE               the last command's exit code
 ///     stdout REGEX            the last command printed this (`! stdout`: did not); likewise stderr
 ///     count runs N            RUN steps that the last build really ran
-///     cmp A B                 the files are equal (with `update`, B is rewritten when it stands in the scenario)
+///     cmp A B                 the files are equal (with `update`, B is rewritten if it is a file of the scenario)
 ///     registry NAME           a registry on loopback (docker-registry) stands in as mirror of NAME; $REGISTRY is its address
 ///     base NAME               a busybox image under that name in the registry
 ///     image NAME path PATH [mode M] [owner U:G] [content TEXT] [link T] [type file|dir|link]    (`! image ... path`: absent)
