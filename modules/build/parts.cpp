@@ -66,7 +66,7 @@ namespace {
 async::task<void> take_out_trash(parts& p) {
     async::cancel_source enough;
     const auto stop_later = [](async::cancel_source source) -> async::task<void> {
-        co_await async::sleep_for(std::chrono::milliseconds(30));
+        co_await async::sleep_for(std::chrono::milliseconds(500));
         source.cancel(error{errc::canceled, "enough for now"});
     };
     async::task_group group(co_await async::current_executor, true);
@@ -193,6 +193,8 @@ async::task<void> parts::close() {
     if (cache) co_await cache->close();
     if (registry) co_await registry->close();
     if (snapshots) co_await runtime.pool().run([this] { snapshots->flush(); });
+    // Again: what a killed command left may have been held a moment longer by its dying children when we started.
+    if (directory) co_await directory->recover();
     if (directory) co_await take_out_trash(*this);
     environment.reset();
     solver.reset();

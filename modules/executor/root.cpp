@@ -1,4 +1,5 @@
 module;
+#include <cstdint>
 #include <cerrno>
 #include <cstddef>
 #include <ctime>

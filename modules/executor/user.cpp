@@ -1,4 +1,5 @@
 module;
+#include <cstdint>
 #include <algorithm>
 #include <array>
 #include <cerrno>

@@ -328,9 +328,6 @@ async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index
         made->keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
     }
     if (made->failed) throw describe(made->failed).with(cat("the layer ", layer.digest.str(), " of ", image.reference.familiar()));
-    if (made->applied.opaque_root)
-        throw error{errc::unsupported, cat("the layer ", layer.digest.str(), " of ", image.reference.familiar(),
-                                           " hides everything below it (an opaque root), which is not supported yet")};
     if (made->diff_id != diff_id)
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", image.reference.familiar(), " unpacks to ", made->diff_id.str(),
                                        " but the image's config says ", diff_id.str())};
