@@ -6,6 +6,7 @@ module;
 #include <array>
 #include <chrono>
 #include <compare>
+#include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -133,6 +134,8 @@ inline std::string quoted(const char* text) { return quoted(std::string_view(tex
 std::string_view nearest(std::string_view word, std::span<const std::string_view> candidates);
 
 std::vector<std::string_view> split(std::string_view text, char separator);
+template<std::same_as<std::string> S>
+std::vector<std::string_view> split(S&& temporary, char separator) = delete;  // the pieces would outlive their text
 std::string_view trim(std::string_view text);
 std::string to_lower(std::string_view text);
 

@@ -244,7 +244,8 @@ digest hash_path(const fs::root& root, const std::string& path, bool follow, con
 /// The paths that a wildcard names, with the part before its first wildcard taken literally and links in it followed.
 std::vector<std::string> expand(const fs::root& root, std::string_view pattern, std::string& prefix) {
     std::vector<std::string> parts;
-    for (const auto p : split(fs::clean_path(cat('/', pattern)), '/'))
+    const auto whole = fs::clean_path(cat('/', pattern));
+    for (const auto p : split(whole, '/'))
         if (!p.empty()) parts.emplace_back(p);
     std::size_t first = 0;
     while (first < parts.size() && !fs::has_wildcard(parts[first])) prefix += cat('/', parts[first++]);
