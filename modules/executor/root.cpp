@@ -1,7 +1,7 @@
 module;
-#include <cstdint>
 #include <cerrno>
 #include <cstddef>
+#include <cstdint>
 #include <ctime>
 #include <optional>
 #include <span>
