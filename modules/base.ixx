@@ -129,10 +129,8 @@ inline std::string quoted(const std::string& text) { return quoted(std::string_v
 inline std::string quoted(std::string& text) { return quoted(std::string_view(text)); }
 inline std::string quoted(const char* text) { return quoted(std::string_view(text)); }
 
-/// The nearest of `candidates` by edit distance, or empty when none is near enough to be a likely slip of the pen
-/// (distance at most a third of the longer word, and at most 3).
+/// The nearest of `candidates` by edit distance; empty when it is more than a third of the longer word, or more than 3.
 std::string_view nearest(std::string_view word, std::span<const std::string_view> candidates);
-
 std::vector<std::string_view> split(std::string_view text, char separator);
 template<std::same_as<std::string> S>
 std::vector<std::string_view> split(S&& temporary, char separator) = delete;  // the pieces would outlive their text

@@ -21,8 +21,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.cache;
 
 import cobuild.base;

@@ -22,8 +22,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.cni;
 
 import cobuild.base;

@@ -30,8 +30,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.executor;
 
 import cobuild.base;

@@ -18,8 +18,6 @@ module;
 #include <string>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.exporter;
 
 import cobuild.base;

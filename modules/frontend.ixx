@@ -13,8 +13,6 @@ module;
 #include <string>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.frontend;
 
 import cobuild.base;

@@ -6,8 +6,6 @@ module;
 #include <optional>
 #include <string>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.gateway;
 
 import cobuild.base;

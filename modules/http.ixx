@@ -21,8 +21,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.http;
 
 import cobuild.base;

@@ -14,8 +14,6 @@ module;
 #include <memory>
 #include <optional>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.ops;
 
 import cobuild.base;

@@ -24,8 +24,6 @@ module;
 #include <variant>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.process;
 
 import cobuild.base;

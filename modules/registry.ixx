@@ -27,8 +27,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.registry;
 
 import cobuild.base;

@@ -29,8 +29,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.script;
 
 import cobuild.base;

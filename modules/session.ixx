@@ -11,8 +11,6 @@ module;
 #include <string>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.session;
 
 import cobuild.base;

@@ -22,8 +22,6 @@ module;
 #include <string>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.solver;
 
 import cobuild.base;

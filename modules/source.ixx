@@ -17,8 +17,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.source;
 
 import cobuild.base;

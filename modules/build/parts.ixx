@@ -8,8 +8,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.build:parts;
 
 import cobuild.base;

@@ -10,8 +10,6 @@ module;
 #include <string>
 #include <string_view>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.http:link;
 
 import cobuild.base;

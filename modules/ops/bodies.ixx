@@ -9,8 +9,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.ops:bodies;
 
 import cobuild.base;

@@ -5,8 +5,6 @@ module;
 #include <memory>
 #include <string>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.ops:environment;
 
 import cobuild.base;

@@ -15,8 +15,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.registry:internal;
 
 import cobuild.base;

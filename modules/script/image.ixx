@@ -9,8 +9,6 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.script:image;
 
 import cobuild.base;

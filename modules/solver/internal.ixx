@@ -16,8 +16,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 export module cobuild.solver.internal;
 
 import cobuild.base;

@@ -15,8 +15,6 @@ module;
 #include <utility>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
-
 module cobuild.frontend:state;
 
 import cobuild.base;
