@@ -229,7 +229,7 @@ CO_TEST_CASE(never_more_sockets_than_allowed) {
     BOOST_TEST((got == layers));
     BOOST_TEST(r.peak_sockets() <= 5U);
     BOOST_TEST(c.peak_sockets("registry.test") <= 5U);
-    BOOST_TEST(r.peak_blob_transfers() <= 4U);
+    BOOST_TEST(r.peak_blob_transfers() <= 5U);  // four layers, and a config on the metadata connection
     co_await c.close();
 }
 
