@@ -87,12 +87,15 @@ struct split_name {
     std::string rest;
 };
 
+/// Whether the first of several components is a registry and not a part of the path.
+bool names_host(std::string_view first) { return first == "localhost" || first.find_first_of(".:") != std::string_view::npos || has_upper(first); }
+
 split_name split_domain(std::string_view name) {
     split_name out;
     const auto slash = name.find('/');
     if (slash == std::string_view::npos) return {std::string(default_domain), cat(official, name)};
     const auto first = name.substr(0, slash);
-    if (first == "localhost" || first.find_first_of(".:") != std::string_view::npos || has_upper(first)) {
+    if (names_host(first)) {
         out = {std::string(first == legacy_domain ? default_domain : first), std::string(name.substr(slash + 1))};
     } else {
         out = {std::string(default_domain), std::string(name)};
@@ -150,7 +153,8 @@ std::string reference::str() const {
 std::string reference::familiar_name() const {
     if (domain_ != default_domain) return name();
     const bool shorten = path_.starts_with(official) && path_.find('/', official.size()) == std::string::npos;
-    return shorten ? path_.substr(official.size()) : path_;
+    if (shorten) return path_.substr(official.size());
+    return names_host(path_.substr(0, path_.find('/'))) ? name() : path_;  // docker.io/quay.io/x is not quay.io/x
 }
 
 std::string reference::familiar() const {

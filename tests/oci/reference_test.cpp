@@ -69,6 +69,15 @@ BOOST_AUTO_TEST_CASE(tags_and_digests) {
     BOOST_TEST(reference::parse(std::string(247, 'a')).path().size() == 255U);
 }
 
+// Shortened, these would name another registry.
+BOOST_AUTO_TEST_CASE(a_path_that_looks_like_a_host_keeps_its_domain) {
+    for (const std::string text : {"docker.io/quay.io/x:1", "docker.io/localhost/x"}) {
+        const auto ref = reference::parse(text);
+        BOOST_TEST(ref.domain() == "docker.io");
+        BOOST_TEST(ref.familiar() == text);
+    }
+}
+
 BOOST_AUTO_TEST_CASE(refused) {
     for (const auto text : {"", "https://example.com/a/b", "docker/Docker", "-docker", "-docker/docker", "-docker.io/docker/docker", "docker///docker",
                             "docker.io/docker/Docker", "docker.io/docker///docker", "a:", "a@", "a:-x", "a@sha256:abc", "/a", "a/", "a b", "a..b", "a___b", "a._b",
