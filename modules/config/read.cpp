@@ -260,7 +260,14 @@ unsigned breaking_line(std::string_view text) {
 
 }  // namespace
 
-void read_toml(reading& r, std::string_view text) {
+void read_toml(reading& r, std::string_view given) {
+    std::string text;
+    try {
+        text = in_ascii(given);
+    } catch (const error& e) {
+        r.report(severity::error, errc::invalid, cat("not TOML: ", e.what()), e.where()->line);
+        return;
+    }
     try {
         const toml::table t = toml::parse(text, r.file);
         reader(r).table(t, "", schema(r.config));

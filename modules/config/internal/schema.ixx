@@ -105,6 +105,10 @@ struct reading {
     std::map<std::string, std::string> flags;   ///< by path: the flag that set it
     void report(severity level, errc kind, std::string message, std::optional<unsigned> line);
 };
+/// The same TOML in ASCII, line by line: strings with escapes in place of other characters, comments without them. toml++ up
+/// to 3.4 asks a table that ends in __builtin_unreachable() about most other letters. Throws errc::invalid with the line
+/// where the text is not UTF-8 or such a character stands outside of strings and comments.
+std::string in_ascii(std::string_view text);
 void read_toml(reading& r, std::string_view text);
 void apply_flags(reading& r, const overrides& flags);
 /// What only the whole can tell: keys not built, pairs, platforms, workers. Sorts the findings.
