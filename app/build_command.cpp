@@ -51,8 +51,10 @@ std::vector<std::pair<std::string, std::string>> parse_csv(const std::string& te
     bool quoted_field = false;
     for (std::size_t i = 0; i < text.size(); ++i) {
         if (text[i] == '"') {
-            if (quoted_field && i + 1 < text.size() && text[i + 1] == '"') fields.back() += text[i++];
-            else quoted_field = !quoted_field;
+            if (quoted_field && i + 1 < text.size() && text[i + 1] == '"')
+                fields.back() += text[i++];
+            else
+                quoted_field = !quoted_field;
         } else if (text[i] == ',' && !quoted_field) {
             fields.emplace_back();
         } else {
@@ -85,14 +87,18 @@ build::output parse_output(const std::string& text) {
     if (out.type.empty()) throw error{errc::invalid, cat("--output ", text, ": type= is missing (image, oci, docker, local, tar or registry)")};
     if (std::find(std::begin(types), std::end(types), out.type) == std::end(types)) {
         const auto near = nearest(out.type, types);
-        throw error{errc::invalid, cat("--output: unknown type ", quoted(out.type), near.empty() ? " (image, oci, docker, local, tar and registry are known)" : cat(", did you mean ", near, "?"))};
+        throw error{errc::invalid,
+                    cat("--output: unknown type ", quoted(out.type),
+                        near.empty() ? " (image, oci, docker, local, tar and registry are known)" : cat(", did you mean ", near, "?"))};
     }
-    if (out.type == "local" && out.attributes["dest"].empty()) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
+    if (out.type == "local" && out.attributes["dest"].empty())
+        throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
     if (out.type == "tar" || out.type == "oci" || out.type == "docker") {
         auto& dest = out.attributes["dest"];
         if (dest.empty() || dest == "-") {
             if (out.type != "docker" || dest == "-") {
-                if (::isatty(1) != 0) throw error{errc::invalid, cat("--output type=", out.type, ": refusing to write to the terminal; give dest=FILE or redirect")};
+                if (::isatty(1) != 0)
+                    throw error{errc::invalid, cat("--output type=", out.type, ": refusing to write to the terminal; give dest=FILE or redirect")};
                 out.fd = 1;
                 out.attributes.erase("dest");
             }
@@ -105,19 +111,26 @@ build::secret_source parse_secret(const std::string& text) {
     build::secret_source out;
     std::string type;
     for (auto& [key, value] : parse_csv(text, "--secret")) {
-        if (key == "id") out.id = value;
-        else if (key == "src" || key == "source") out.file = value;
-        else if (key == "env") out.environment = value;
-        else if (key == "type") type = value;
-        else throw error{errc::invalid, cat("--secret ", text, ": unknown key ", quoted(key), " (id, src, env and type are known)")};
+        if (key == "id")
+            out.id = value;
+        else if (key == "src" || key == "source")
+            out.file = value;
+        else if (key == "env")
+            out.environment = value;
+        else if (key == "type")
+            type = value;
+        else
+            throw error{errc::invalid, cat("--secret ", text, ": unknown key ", quoted(key), " (id, src, env and type are known)")};
     }
     if (out.id.empty()) throw error{errc::invalid, cat("--secret ", text, ": id= is missing")};
     if (!type.empty() && type != "file" && type != "env") throw error{errc::invalid, cat("--secret ", text, ": type is file or env")};
     if (type == "env" && out.environment.empty()) out.environment = out.file.empty() ? out.id : out.file.string();
     if (type == "env") out.file.clear();
     if (out.environment.empty() && out.file.empty()) {
-        if (std::getenv(out.id.c_str()) != nullptr) out.environment = out.id;
-        else out.file = out.id;
+        if (std::getenv(out.id.c_str()) != nullptr)
+            out.environment = out.id;
+        else
+            out.file = out.id;
     }
     if (!out.environment.empty() && std::getenv(out.environment.c_str()) == nullptr)
         throw error{errc::not_found, cat("--secret id=", out.id, ": the environment variable ", out.environment, " is not set")};
@@ -136,9 +149,12 @@ std::map<std::string, std::string> parse_pairs(const std::vector<std::string>& i
         const auto eq = item.find('=');
         const std::string key = item.substr(0, eq);
         if (key.empty()) throw error{errc::invalid, cat(flag, " ", quoted(item), ": a name is missing before '='")};
-        if (eq != std::string::npos) out[key] = item.substr(eq + 1);
-        else if (!from_environment) out[key] = "";
-        else if (const char* value = std::getenv(key.c_str())) out[key] = value;
+        if (eq != std::string::npos)
+            out[key] = item.substr(eq + 1);
+        else if (!from_environment)
+            out[key] = "";
+        else if (const char* value = std::getenv(key.c_str()))
+            out[key] = value;
     }
     return out;
 }
@@ -167,14 +183,17 @@ void set_context(build_flags& flags, build::build_request& r) {
         return;
     }
     if (flags.path.find("://") != std::string::npos || flags.path.starts_with("git@"))
-        throw error{errc::unsupported, cat("the context ", quoted(flags.path), ": git and http contexts are not supported yet; name a local directory")};
+        throw error{errc::unsupported,
+                    cat("the context ", quoted(flags.path), ": git and http contexts are not supported yet; name a local directory")};
     std::error_code ec;
     if (!stdfs::exists(flags.path, ec)) throw error{errc::not_found, cat("the context directory ", quoted(flags.path), " does not exist")};
     if (!stdfs::is_directory(flags.path, ec)) throw error{errc::invalid, cat("the context ", quoted(flags.path), " is not a directory")};
     r.context = stdfs::absolute(flags.path);
     r.name = flags.path;
-    if (flags.file == "-") r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
-    else if (!flags.file.empty()) r.dockerfile = stdfs::absolute(flags.file);
+    if (flags.file == "-")
+        r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
+    else if (!flags.file.empty())
+        r.dockerfile = stdfs::absolute(flags.file);
 }
 
 build::build_request make_request(build_flags& flags) {
@@ -186,12 +205,16 @@ build::build_request make_request(build_flags& flags) {
     r.build_args = parse_pairs(flags.build_args, "--build-arg", true);
     r.labels = parse_pairs(flags.labels, "--label", false);
     if (flags.platforms.size() > 1) throw error{errc::unsupported, "several --platform values in one build are not supported yet"};
-    if (!flags.platforms.empty()) r.platform = flags.platforms.front();
-    else if (const char* fallback = std::getenv("DOCKER_DEFAULT_PLATFORM")) r.platform = fallback;
+    if (!flags.platforms.empty())
+        r.platform = flags.platforms.front();
+    else if (const char* fallback = std::getenv("DOCKER_DEFAULT_PLATFORM"))
+        r.platform = fallback;
     r.no_cache = flags.no_cache;
     r.no_cache_stages = flags.no_cache_filter;
-    if (flags.pull == "true" || flags.pull == "always") r.pull = build::pull_mode::always;
-    else if (flags.pull == "never") r.pull = build::pull_mode::never;
+    if (flags.pull == "true" || flags.pull == "always")
+        r.pull = build::pull_mode::always;
+    else if (flags.pull == "never")
+        r.pull = build::pull_mode::never;
     else if (!flags.pull.empty() && flags.pull != "false" && flags.pull != "missing")
         throw error{errc::invalid, cat("--pull=", flags.pull, ": missing, always or never are known")};
     r.network = flags.network;
@@ -213,8 +236,10 @@ std::string metadata_json(const build::build_result& result) {
     json::object o;
     for (const auto& [key, value] : result.exporter_response) {
         // The descriptor travels as base64 JSON and is shown decoded, as buildx does.
-        if (const auto decoded = key == "containerimage.descriptor" ? base64_decode(value) : std::nullopt) o.set(key, json::parse(*decoded));
-        else o.set(key, json::value(value));
+        if (const auto decoded = key == "containerimage.descriptor" ? base64_decode(value) : std::nullopt)
+            o.set(key, json::parse(*decoded));
+        else
+            o.set(key, json::value(value));
     }
     return json::serialize(json::value(std::move(o)), {.indent = true, .escape_html = false, .sorted = true}) + "\n";
 }
@@ -237,7 +262,8 @@ void print_result(const build_flags& flags, const build::build_result& result, s
 /// The lines of the Dockerfile around the place an error names, marked.
 void print_source(const build::build_request& request, const source_location& where) {
     std::string text;
-    if (request.dockerfile_text) text = *request.dockerfile_text;
+    if (request.dockerfile_text)
+        text = *request.dockerfile_text;
     else {
         std::ifstream in(request.dockerfile.empty() ? request.context / where.file : request.dockerfile, std::ios::binary);
         text.assign(std::istreambuf_iterator<char>(in), {});
@@ -309,9 +335,13 @@ void add_flags(CLI::App& c, build_flags& f) {
         c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
     // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
     for (const auto& [name, accepted] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})
-        c.add_option_function<std::string>(name, [&f, name = name, accepted = accepted](const std::string& v) {
-             if (v != accepted) f.not_yet.push_back(cat(name, "=", v));
-         }, "")->group("");
+        c.add_option_function<std::string>(
+             name,
+             [&f, name = name, accepted = accepted](const std::string& v) {
+                 if (v != accepted) f.not_yet.push_back(cat(name, "=", v));
+             },
+             "")
+            ->group("");
     for (const auto* name : {"--check"}) c.add_flag_callback(name, [&f, name] { f.not_yet.emplace_back(name); }, "")->group("");
     f.engine.add_to(c);
 }
@@ -323,8 +353,9 @@ command add_build(CLI::App& app, interrupt& stop) {
     auto* c = app.add_subcommand("build", "Build an image from a Dockerfile");
     add_flags(*c, *flags);
     return {c, [flags, &stop] {
-                return with_engine(flags->engine, stop,
-                                   [flags, token = stop.token()](std::shared_ptr<build::engine> engine) { return build_with(engine, *flags, token); });
+                return with_engine(flags->engine, stop, [flags, token = stop.token()](std::shared_ptr<build::engine> engine) {
+                    return build_with(engine, *flags, token);
+                });
             }};
 }
 

@@ -62,11 +62,18 @@ void engine_flags::add_to(CLI::App& command) {
     text("--oci-worker-gc-keepstorage", o.oci.gc_keep_storage, "Reserved[,Free[,Max]] in MB");
     text("--oci-cni-config-path", o.oci.cni_config_path, "CNI network configuration");
     text("--oci-cni-binary-dir", o.oci.cni_binary_dir, "Directory of CNI plugins");
-    command.add_option_function<std::int64_t>("--oci-cni-pool-size", [&o](std::int64_t v) { o.oci.cni_pool_size = v; }, "Network namespaces kept ready")
+    command
+        .add_option_function<std::int64_t>(
+            "--oci-cni-pool-size", [&o](std::int64_t v) { o.oci.cni_pool_size = v; }, "Network namespaces kept ready")
         ->group("Engine");
-    command.add_option_function<std::int64_t>("--oci-max-parallelism", [&o](std::int64_t v) { o.oci.max_parallelism = v; }, "Most steps that run at once")
+    command
+        .add_option_function<std::int64_t>(
+            "--oci-max-parallelism", [&o](std::int64_t v) { o.oci.max_parallelism = v; }, "Most steps that run at once")
         ->group("Engine");
-    command.add_flag_function("--oci-worker-gc", [&o](std::int64_t n) { o.oci.gc = n > 0; }, "Remove old data by itself; --oci-worker-gc=false switches it off")->group("Engine");
+    command
+        .add_flag_function(
+            "--oci-worker-gc", [&o](std::int64_t n) { o.oci.gc = n > 0; }, "Remove old data by itself; --oci-worker-gc=false switches it off")
+        ->group("Engine");
 }
 
 config::configuration engine_flags::load() const {

@@ -31,8 +31,10 @@ std::vector<std::string> shown_vertex::add_output(const std::string& data) {
 
 progress::status& shown_vertex::status(const progress::status& s) {
     const auto [at, fresh] = status_index.try_emplace(s.id, statuses.size());
-    if (fresh) statuses.push_back(s);
-    else statuses[at->second] = s;
+    if (fresh)
+        statuses.push_back(s);
+    else
+        statuses[at->second] = s;
     return statuses[at->second];
 }
 

@@ -19,9 +19,9 @@ struct shown_vertex {
     progress::vertex state;
     std::map<std::string, std::size_t> status_index;
     std::vector<progress::status> statuses;
-    std::string partial;                ///< output not yet ended by a newline
-    std::deque<std::string> last_lines; ///< at most kept_lines
-    std::size_t number = 0;             ///< plain: N of "#N", 0 before its first line
+    std::string partial;                 ///< output not yet ended by a newline
+    std::deque<std::string> last_lines;  ///< at most kept_lines
+    std::size_t number = 0;              ///< plain: N of "#N", 0 before its first line
 
     static constexpr std::size_t kept_lines = 10;
     /// Splits output into whole lines; carriage returns overwrite, as on a terminal.

@@ -23,10 +23,14 @@ public:
     void on_event(const progress::event& e) override {
         auto& v = view_.apply(e);
         auto& p = pending_[&v];
-        if (std::holds_alternative<progress::vertex>(e)) note_vertex(v, p);
-        else if (const auto* s = std::get_if<progress::status>(&e)) note_status(*s, p);
-        else if (const auto* l = std::get_if<progress::log>(&e)) note_output(v, p, *l);
-        else p.lines.push_back(cat("WARN: ", printable(std::get<progress::warning>(e).message)));
+        if (std::holds_alternative<progress::vertex>(e))
+            note_vertex(v, p);
+        else if (const auto* s = std::get_if<progress::status>(&e))
+            note_status(*s, p);
+        else if (const auto* l = std::get_if<progress::log>(&e))
+            note_output(v, p, *l);
+        else
+            p.lines.push_back(cat("WARN: ", printable(std::get<progress::warning>(e).message)));
         print(&v);
     }
 
@@ -71,10 +75,14 @@ private:
         if (p.over) return;
         p.over = true;
         if (!v.partial.empty()) p.lines.push_back(cat(output_time(v), " ", printable(std::exchange(v.partial, {}))));
-        if (v.state.canceled) p.lines.emplace_back("CANCELED");
-        else if (!v.state.error.empty()) p.lines.push_back(cat("ERROR: ", printable(v.state.error)));
-        else if (v.state.cached) p.lines.emplace_back("CACHED");
-        else p.lines.push_back(cat("DONE ", seconds_text(*v.state.completed - v.state.started.value_or(*v.state.completed))));
+        if (v.state.canceled)
+            p.lines.emplace_back("CANCELED");
+        else if (!v.state.error.empty())
+            p.lines.push_back(cat("ERROR: ", printable(v.state.error)));
+        else if (v.state.cached)
+            p.lines.emplace_back("CACHED");
+        else
+            p.lines.push_back(cat("DONE ", seconds_text(*v.state.completed - v.state.started.value_or(*v.state.completed))));
     }
 
     static void note_status(const progress::status& s, pending& p) {
@@ -144,7 +152,7 @@ private:
     std::string title_;
     build_view view_;
     std::map<const shown_vertex*, pending> pending_;
-    shown_vertex* current_ = nullptr;  ///< has the screen and is not over
+    shown_vertex* current_ = nullptr;      ///< has the screen and is not over
     const shown_vertex* shown_ = nullptr;  ///< whose lines were printed last
     clock::time_point since_{}, last_line_{};
     std::size_t numbers_ = 0;

@@ -78,10 +78,14 @@ private:
         const std::string time = seconds_text(s.completed.value_or(now) - *s.started);
         std::string mark;
         const char* color = s.completed ? "" : colors_.run;
-        if (s.canceled) mark = "CANCELED ", color = colors_.cancel;
-        else if (!s.error.empty()) mark = "ERROR ", color = colors_.error;
-        else if (s.cached) mark = "CACHED ";
-        else if (s.completed) color = colors_.run;
+        if (s.canceled)
+            mark = "CANCELED ", color = colors_.cancel;
+        else if (!s.error.empty())
+            mark = "ERROR ", color = colors_.error;
+        else if (s.cached)
+            mark = "CACHED ";
+        else if (s.completed)
+            color = colors_.run;
         out.push_back(color + fit(cat(" => ", mark, printable(s.name)), time, width) + (*color != '\0' ? colors_.off : ""));
         if (s.completed) return out;
         for (const auto& status : v.statuses) {
@@ -90,7 +94,8 @@ private:
             out.push_back(fit(cat(" => => ", printable(status.id), " ", amount_text(status)), spent, width));
         }
         const std::size_t shown = std::min<std::size_t>(6, v.last_lines.size());
-        for (std::size_t i = v.last_lines.size() - shown; i < v.last_lines.size(); ++i) out.push_back(fit(cat(" => => # ", printable(v.last_lines[i])), "", width));
+        for (std::size_t i = v.last_lines.size() - shown; i < v.last_lines.size(); ++i)
+            out.push_back(fit(cat(" => => # ", printable(v.last_lines[i])), "", width));
         return out;
     }
 
@@ -116,7 +121,8 @@ private:
         }
         std::string text;
         if (drawn_ > 0) text += cat("\033[", drawn_, "A");
-        text += cat("\r\033[J[+] Building ", seconds_text(now - begun_), " (", done, "/", known, ")", last ? " FINISHED" : "", "  ", printable(title_), "\n");
+        text += cat("\r\033[J[+] Building ", seconds_text(now - begun_), " (", done, "/", known, ")", last ? " FINISHED" : "", "  ",
+                    printable(title_), "\n");
         for (const auto& l : finished) text += l + "\n";
         for (const auto& l : running) text += l + "\n";
         drawn_ = 1 + finished.size() + running.size();

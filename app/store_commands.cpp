@@ -53,8 +53,10 @@ async::task<int> list_images(engine_ptr engine, bool quiet) {
     std::vector<std::vector<std::string>> rows;
     if (!quiet) rows.push_back({"NAME", "IMAGE ID", "CREATED", "SIZE"});
     for (const auto& image : co_await engine->images()) {
-        if (quiet) rows.push_back({image.config_digest});
-        else rows.push_back({image.name, image.config_digest.substr(7, 12), ago(image.created), format_bytes(image.size)});
+        if (quiet)
+            rows.push_back({image.config_digest});
+        else
+            rows.push_back({image.name, image.config_digest.substr(7, 12), ago(image.created), format_bytes(image.size)});
     }
     print_table(rows);
     co_return 0;
@@ -89,7 +91,10 @@ void print_usage(const std::vector<build::usage_info>& all, bool verbose, bool t
         std::cout << "Total:\t" << format_bytes(total) << "\n";
         return;
     }
-    print_table({{"Shared:", format_bytes(shared)}, {"Private:", format_bytes(total - shared)}, {"Reclaimable:", format_bytes(reclaimable)}, {"Total:", format_bytes(total)}});
+    print_table({{"Shared:", format_bytes(shared)},
+                 {"Private:", format_bytes(total - shared)},
+                 {"Reclaimable:", format_bytes(reclaimable)},
+                 {"Total:", format_bytes(total)}});
 }
 
 async::task<int> show_usage(engine_ptr engine, bool verbose) {
@@ -131,7 +136,8 @@ std::vector<command> add_image_commands(CLI::App& app, interrupt& stop) {
     auto* rm = image->add_subcommand("rm", "Remove images by name");
     rm->add_option("NAME", remove->names, "Names of images")->required()->type_name("");
     remove->engine.add_to(*rm);
-    out.push_back({rm, [remove, &stop] { return with_engine(remove->engine, stop, [remove](engine_ptr e) { return remove_images(e, remove->names); }); }});
+    out.push_back(
+        {rm, [remove, &stop] { return with_engine(remove->engine, stop, [remove](engine_ptr e) { return remove_images(e, remove->names); }); }});
     auto again = std::make_shared<image_flags>();
     auto* ls = image->add_subcommand("ls", "List the images built here");
     ls->add_flag("-q,--quiet", again->quiet, "Only image ids");

@@ -81,7 +81,9 @@ command add_test(CLI::App& app, interrupt& stop) {
     c->add_flag("--update,-u", flags->options.update, "Accept new output where cmp differs");
     c->add_flag("--keep", flags->options.keep, "Leave the working directories");
     c->add_option("-j,--parallel", flags->options.parallel, "Scenarios at once")->type_name("N");
-    c->add_option("--build-flag", flags->options.arguments, "Flag for every 'cobuild build' of the scripts")->type_name("FLAG")->allow_extra_args(false);
+    c->add_option("--build-flag", flags->options.arguments, "Flag for every 'cobuild build' of the scripts")
+        ->type_name("FLAG")
+        ->allow_extra_args(false);
     return {c, [flags, &stop] { return run_tests(*flags, stop); }};
 }
 

@@ -37,7 +37,8 @@ void measure(const std::string& what, std::size_t bytes, const std::function<std
     const double wall = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     const double used = cpu_seconds() - cpu;
     const double mb = static_cast<double>(bytes) / 1e6;
-    std::printf("%-28s %7.0f MB/s wall  %7.0f MB/s per cpu second  %6.2f s  out %.1f MB\n", what.c_str(), mb / wall, mb / used, wall, static_cast<double>(out) / 1e6);
+    std::printf("%-28s %7.0f MB/s wall  %7.0f MB/s per cpu second  %6.2f s  out %.1f MB\n", what.c_str(), mb / wall, mb / used, wall,
+                static_cast<double>(out) / 1e6);
     std::fflush(stdout);
 }
 
@@ -67,8 +68,11 @@ int main(int argc, char** argv) {
     std::vector<std::byte> other;
     for (const int level : {1, 2, 6, 9})
         for (const unsigned threads : {1U, 2U})
-            if (few ? level == 2 && threads == 2 : level < 9 || threads == 2) measure(cat("gzip -", level, " threads ", threads), tar.size(), [&] { return pack(compression::gzip, level, threads, level == 2 ? gz : other); });
-    for (const unsigned threads : {1U, 2U}) measure(cat("zstd -3 threads ", threads), tar.size(), [&] { return pack(compression::zstd, 3, threads, zst); });
+            if (few ? level == 2 && threads == 2 : level < 9 || threads == 2)
+                measure(cat("gzip -", level, " threads ", threads), tar.size(),
+                        [&] { return pack(compression::gzip, level, threads, level == 2 ? gz : other); });
+    for (const unsigned threads : {1U, 2U})
+        measure(cat("zstd -3 threads ", threads), tar.size(), [&] { return pack(compression::zstd, 3, threads, zst); });
     measure("gunzip", tar.size(), [&] { return drain(decompress(read_from(gz), compression::gzip)); });
     measure("unzstd", tar.size(), [&] { return drain(decompress(read_from(zst), compression::zstd)); });
     const auto unpack = [&](const char* name, byte_source in) {

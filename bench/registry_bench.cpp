@@ -80,8 +80,8 @@ int main(int argc, char** argv) {
             rt.block_on(pull(c, d, verify));
             const auto start = clock_type::now();
             const auto cpu = rt.block_on(timed(pull(c, d, verify)));
-            std::printf("%s pull%s: %.2f GB/s, %.2f GB per second of the io thread's CPU\n", tls ? "tls" : "plain", verify ? " verified" : "", rate(size, start),
-                        static_cast<double>(size) / 1e9 / cpu);
+            std::printf("%s pull%s: %.2f GB/s, %.2f GB per second of the io thread's CPU\n", tls ? "tls" : "plain", verify ? " verified" : "",
+                        rate(size, start), static_cast<double>(size) / 1e9 / cpu);
         }
         const auto start = clock_type::now();
         rt.block_on(pull_many(c, d, 4));

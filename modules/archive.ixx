@@ -67,9 +67,9 @@ struct compress_options {
 };
 /// What an image descriptor needs.
 struct layer_blob {
-    cobuild::digest digest;         ///< of the compressed bytes
+    cobuild::digest digest;  ///< of the compressed bytes
     std::uint64_t size = 0;
-    cobuild::digest diff_id;        ///< of the uncompressed bytes
+    cobuild::digest diff_id;  ///< of the uncompressed bytes
     std::uint64_t uncompressed_size = 0;
 };
 /// Compresses and hashes what is written. gzip is cut into independent members of 1 MiB input, header mtime 0, OS 255.
@@ -96,8 +96,8 @@ enum class entry_type { file, hard_link, symlink, char_device, block_device, dir
 
 struct tar_entry {
     entry_type type = entry_type::file;
-    std::string path;  ///< as written; a directory may end in '/'
-    std::string link;  ///< of links
+    std::string path;        ///< as written; a directory may end in '/'
+    std::string link;        ///< of links
     std::uint32_t mode = 0;  ///< permission bits only
     std::uint32_t uid = 0;
     std::uint32_t gid = 0;
@@ -198,10 +198,10 @@ struct pending_link {
 };
 struct apply_result {
     std::uint64_t entries = 0;
-    std::uint64_t bytes = 0;                    ///< of file content
-    std::vector<std::string> implied_parents;   ///< directories made though the archive does not list them, parents first
-    std::vector<pending_link> pending_links;    ///< in archive order
-    bool opaque_root = false;                   ///< hides all below it, which a mount does not do: cut the chain here
+    std::uint64_t bytes = 0;                   ///< of file content
+    std::vector<std::string> implied_parents;  ///< directories made though the archive does not list them, parents first
+    std::vector<pending_link> pending_links;   ///< in archive order
+    bool opaque_root = false;                  ///< hides all below it, which a mount does not do: cut the chain here
     /// True when the layer's directory depends on nothing below it: no finish_layer() needed.
     [[nodiscard]] bool self_contained() const noexcept { return implied_parents.empty() && pending_links.empty(); }
 };

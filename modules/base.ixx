@@ -186,12 +186,8 @@ std::string base64_encode(std::string_view data);
 /// Standard alphabet, padding optional; empty on any other character.
 std::optional<std::string> base64_decode(std::string_view text);
 
-inline std::span<const std::byte> bytes_of(std::string_view text) noexcept {
-    return {reinterpret_cast<const std::byte*>(text.data()), text.size()};
-}
-inline std::string_view text_of(std::span<const std::byte> data) noexcept {
-    return {reinterpret_cast<const char*>(data.data()), data.size()};
-}
+inline std::span<const std::byte> bytes_of(std::string_view text) noexcept { return {reinterpret_cast<const std::byte*>(text.data()), text.size()}; }
+inline std::string_view text_of(std::span<const std::byte> data) noexcept { return {reinterpret_cast<const char*>(data.data()), data.size()}; }
 
 // ---------------------------------------------------------------- ownership
 

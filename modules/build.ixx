@@ -67,20 +67,20 @@ struct build_request {
     std::vector<std::string> tags;
     std::map<std::string, std::string> build_args;
     std::map<std::string, std::string> labels;
-    std::string platform;                        ///< empty: this machine's
+    std::string platform;  ///< empty: this machine's
     bool no_cache = false;
-    std::vector<std::string> no_cache_stages;    ///< --no-cache-filter
+    std::vector<std::string> no_cache_stages;  ///< --no-cache-filter
     pull_mode pull = pull_mode::missing;
-    std::string network;                         ///< default, none, host
-    std::vector<std::string> add_hosts;          ///< "name:address"
-    std::uint64_t shm_size = 0;                  ///< bytes; 0: 64 MiB
-    std::vector<std::string> ulimits;            ///< "name=soft[:hard]"
+    std::string network;                 ///< default, none, host
+    std::vector<std::string> add_hosts;  ///< "name:address"
+    std::uint64_t shm_size = 0;          ///< bytes; 0: 64 MiB
+    std::vector<std::string> ulimits;    ///< "name=soft[:hard]"
     std::string cgroup_parent;
     std::vector<secret_source> secrets;
-    std::vector<output> outputs;                 ///< empty: the image is built and kept, nothing is exported
+    std::vector<output> outputs;  ///< empty: the image is built and kept, nothing is exported
     std::optional<std::int64_t> source_date_epoch;
-    bool push = false;                           ///< push every tag after the image was stored
-    std::string name;                            ///< shown in progress, for example the context as the user typed it
+    bool push = false;  ///< push every tag after the image was stored
+    std::string name;   ///< shown in progress, for example the context as the user typed it
 };
 
 struct build_result {
@@ -117,11 +117,11 @@ struct usage_info {
 };
 
 struct prune_options {
-    bool all = false;                         ///< also what images built here are made of
-    nanoseconds keep_duration{0};             ///< keep what was used since
-    std::optional<std::uint64_t> max_used;    ///< stop when no more than this is used
-    std::optional<std::uint64_t> reserved;    ///< always keep this much
-    std::optional<std::uint64_t> min_free;    ///< remove until this much of the disk is free
+    bool all = false;                       ///< also what images built here are made of
+    nanoseconds keep_duration{0};           ///< keep what was used since
+    std::optional<std::uint64_t> max_used;  ///< stop when no more than this is used
+    std::optional<std::uint64_t> reserved;  ///< always keep this much
+    std::optional<std::uint64_t> min_free;  ///< remove until this much of the disk is free
     std::vector<std::string> filters;
 };
 

@@ -218,8 +218,8 @@ digest xattrs_digest(std::vector<std::pair<std::string, std::string>> xattrs);
 /// What of a tree is meant. `path` is absolute within the root; ".." and absolute links stay inside it.
 struct selector {
     std::string path = "/";
-    bool wildcard = false;      ///< `path` is a pattern of Go's filepath.Match
-    bool follow_links = false;  ///< what a link at the very end points to counts, not the link
+    bool wildcard = false;             ///< `path` is a pattern of Go's filepath.Match
+    bool follow_links = false;         ///< what a link at the very end points to counts, not the link
     std::vector<std::string> include;  ///< docker ignore language; none means everything
     std::vector<std::string> exclude;
     bool operator==(const selector&) const = default;
@@ -227,14 +227,14 @@ struct selector {
 
 struct hash_options {
     stat_memo* memo = nullptr;
-    unsigned threads = 1;                    ///< for reading files; the calling one included
+    unsigned threads = 1;                 ///< for reading files; the calling one included
     std::optional<fs::owner> owned_by{};  ///< counted instead of the files' own owner
     async::cancel_token cancelled{};
 };
 
-/// The digest of the selected part (its own name does not count) of the directory tree below descriptor `root`, which is never left. Device and socket
-/// files count by their header. Throws errc::not_found naming the path when a selector without wildcard names nothing (a
-/// wildcard may match nothing), errc::io for a file that changed while it was read twice.
+/// The digest of the selected part (its own name does not count) of the directory tree below descriptor `root`, which is never left. Device and
+/// socket files count by their header. Throws errc::not_found naming the path when a selector without wildcard names nothing (a wildcard may match
+/// nothing), errc::io for a file that changed while it was read twice.
 digest hash_tree(int root, const selector& what, const hash_options& options = {});
 /// Several at once: the order counts.
 digest hash_tree(int root, std::span<const selector> what, const hash_options& options = {});

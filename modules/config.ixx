@@ -51,10 +51,10 @@ std::string to_toml(const configuration& config);
 
 /// One row of docs/configuration.md.
 struct key_description {
-    std::string path;   ///< `worker.oci.max-parallelism`; a map's or array's element as `registry.<name>.http`
-    std::string type;   ///< in words: "true or false", "an integer", "a list of strings"
+    std::string path;           ///< `worker.oci.max-parallelism`; a map's or array's element as `registry.<name>.http`
+    std::string type;           ///< in words: "true or false", "an integer", "a list of strings"
     std::string value_default;  ///< as TOML, empty when unset
-    std::string flag;   ///< without the value; empty when there is none
+    std::string flag;           ///< without the value; empty when there is none
     enum class state { built, deprecated, warned, refused } built = state::built;
 };
 std::vector<key_description> describe_keys();

@@ -80,7 +80,7 @@ class draft {
 public:
     draft(draft&&) noexcept;
     draft& operator=(draft&&) noexcept;
-    ~draft();  ///< removes it unless adopted
+    ~draft();                               ///< removes it unless adopted
     [[nodiscard]] int fd() const noexcept;  ///< read-write, at offset 0
     struct state;
 

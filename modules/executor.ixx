@@ -95,9 +95,9 @@ struct step {
     std::string user{};              ///< "", uid, name, uid:gid, name:group ...; names are those of the root's own files
     std::string hostname{};          ///< empty: "buildkitsandbox"
     std::vector<host_entry> extra_hosts{};
-    int network_namespace = -1;      ///< a namespace descriptor; -1: the host's network
+    int network_namespace = -1;  ///< a namespace descriptor; -1: the host's network
     executor::security security = executor::security::sandbox;
-    int root = -1;                   ///< a detached mount; stays the caller's, open until run() returns
+    int root = -1;  ///< a detached mount; stays the caller's, open until run() returns
     bool root_readonly = false;
     std::vector<mount> mounts{};
     std::vector<ulimit> ulimits{};
@@ -108,7 +108,7 @@ struct step {
     std::optional<std::string> hosts{};        ///< content; empty optional: hosts_text(hostname, extra_hosts)
     std::vector<int> valid_exit_codes{};       ///< empty: {0}
     executor::proxies proxies{};
-    bool remove_stubs_recursively = false;     ///< also directories that had to be made above a mount point
+    bool remove_stubs_recursively = false;  ///< also directories that had to be made above a mount point
 
     async::cancel_token force{};  ///< cancelled: SIGKILL at once, without grace (a second Ctrl-C)
 };
@@ -152,9 +152,9 @@ async::task<void> clean_cgroups(async::blocking_pool& pool, std::string text);
 // ---------------------------------------------------------------- OCI runtimes
 
 struct options {
-    std::string binary{};    ///< path or name of the runtime; empty: the first of buildkit-runc, runc, crun in PATH
-    std::string work_dir{};  ///< an existing directory; steps mount their bundles over it, each in its own mount namespace
-    std::string owner{};     ///< this process's id in the state directory, part of its cgroups' names
+    std::string binary{};                ///< path or name of the runtime; empty: the first of buildkit-runc, runc, crun in PATH
+    std::string work_dir{};              ///< an existing directory; steps mount their bundles over it, each in its own mount namespace
+    std::string owner{};                 ///< this process's id in the state directory, part of its cgroups' names
     executor::ledger* ledger = nullptr;  ///< one entry per parent cgroup, not per step
     nanoseconds grace = std::chrono::milliseconds(500);
 };

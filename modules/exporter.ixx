@@ -3,7 +3,8 @@
 ///
 /// An image is written once: each layer without a blob is diffed and compressed (in parallel, hashed while written), then
 /// config and manifest. Layers that were pulled keep their blobs; forced into another compression they keep their diff ids.
-/// Blobs are remembered at their layer, so the next export of the same layer compresses nothing. Follows OCI image-spec 1.1 and reference forms of BuildKit's exporters.
+/// Blobs are remembered at their layer, so the next export of the same layer compresses nothing. Follows OCI image-spec 1.1 and reference forms of
+/// BuildKit's exporters.
 ///
 /// Reproducible: the same chain, config and options give the same bytes. With `epoch` set, times of files in our own layers
 /// that are later are cut to it, and so are `created` and the history's.
@@ -34,16 +35,16 @@ export namespace cobuild::exporter {
 /// What a build came to. The caller keeps the chain pinned.
 struct input {
     snapshot::chain root;
-    std::string config;                ///< the frontend's image config (JSON); empty: a bare one for `platform`
+    std::string config;  ///< the frontend's image config (JSON); empty: a bare one for `platform`
     oci::platform platform;
-    std::optional<std::int64_t> epoch; ///< seconds since 1970
+    std::optional<std::int64_t> epoch;  ///< seconds since 1970
 };
 
 struct image_options {
     archive::compression compression = archive::compression::gzip;
     std::optional<int> level;
-    bool force_compression = false;  ///< pulled layers are converted as well
-    bool oci_types = true;           ///< false: Docker's media types
+    bool force_compression = false;                  ///< pulled layers are converted as well
+    bool oci_types = true;                           ///< false: Docker's media types
     std::map<std::string, std::string> annotations;  ///< of the manifest
 };
 

@@ -75,9 +75,9 @@ bool set_xattr(int dirfd, std::string_view name, std::string_view key, std::stri
 // ---------------------------------------------------------------- a directory that acts as "/"
 
 enum class links {
-    follow,   ///< a link as the last component is followed, inside the root
-    keep,     ///< the last component is taken as it is; links before it are followed inside the root
-    refuse,   ///< no component may be a link (errc::invalid)
+    follow,  ///< a link as the last component is followed, inside the root
+    keep,    ///< the last component is taken as it is; links before it are followed inside the root
+    refuse,  ///< no component may be a link (errc::invalid)
 };
 
 /// Lookups below one directory by openat2 with RESOLVE_IN_ROOT: "..", absolute links and races cannot lead outside.
@@ -105,17 +105,16 @@ public:
 
     /// Makes `path` and its missing parents, through links, also dangling ones. Mode and owner are for the new ones
     /// only, exact whatever the umask. Returns those made, resolved, parents first.
-    std::vector<std::string> make_dirs(std::string_view path, std::uint32_t mode, owner who,
-                                       std::optional<file_time> mtime = std::nullopt) const;
+    std::vector<std::string> make_dirs(std::string_view path, std::uint32_t mode, owner who, std::optional<file_time> mtime = std::nullopt) const;
     /// A new file for writing (errc::exists when there is anything of that name), mode and owner exact.
     [[nodiscard]] unique_fd create_file(std::string_view path, std::uint32_t mode, owner who) const;
     void make_link(std::string_view path, std::string_view target, owner who) const;
     /// Removes the last component and all below it, never through a link, never across a mount. Absent: false.
     bool remove_all(std::string_view path) const;
 
-    void chown(std::string_view path, owner who) const;               ///< these three: last component not followed
-    void chmod(std::string_view path, std::uint32_t mode) const;      ///< errc::invalid for a link
-    void set_mtime(std::string_view path, file_time t) const;         ///< atime as well
+    void chown(std::string_view path, owner who) const;           ///< these three: last component not followed
+    void chmod(std::string_view path, std::uint32_t mode) const;  ///< errc::invalid for a link
+    void set_mtime(std::string_view path, file_time t) const;     ///< atime as well
     [[nodiscard]] std::optional<std::string> get_xattr(std::string_view path, std::string_view key) const;
     [[nodiscard]] std::vector<std::string> list_xattrs(std::string_view path) const;
     bool set_xattr(std::string_view path, std::string_view key, std::string_view value) const;
@@ -175,23 +174,23 @@ enum class copy_verdict {
     descend,  ///< not by itself; made with the source's attributes once something below it is taken
 };
 struct copied_entry {
-    std::string_view path;              ///< relative to the start, "" for the start itself
-    const file_info& info;              ///< as it stands at the target
-    std::string_view link;              ///< a symbolic link's target
-    std::string_view hard_link;         ///< path of the entry it is a hard link to, if it became one
-    const digest* content;              ///< of a regular file when `hash` was asked for
+    std::string_view path;       ///< relative to the start, "" for the start itself
+    const file_info& info;       ///< as it stands at the target
+    std::string_view link;       ///< a symbolic link's target
+    std::string_view hard_link;  ///< path of the entry it is a hard link to, if it became one
+    const digest* content;       ///< of a regular file when `hash` was asked for
     std::span<const std::pair<std::string, std::string>> xattrs;
 };
 struct copy_options {
-    std::optional<owner> who;                                 ///< instead of the source's
-    std::function<std::uint32_t(const file_info&)> mode;      ///< permission bits instead of the source's; not for links
-    std::optional<file_time> mtime;                           ///< instead of the source's
+    std::optional<owner> who;                             ///< instead of the source's
+    std::function<std::uint32_t(const file_info&)> mode;  ///< permission bits instead of the source's; not for links
+    std::optional<file_time> mtime;                       ///< instead of the source's
     bool hash = false;
     bool keep_hard_links = true;
     /// Which attributes to take; default: all but trusted.overlay.*, user.overlay.* and security.selinux.
     std::function<bool(std::string_view key)> xattr;
     std::function<copy_verdict(std::string_view path, const file_info&)> filter;
-    std::function<void(const copied_entry&)> done;            ///< after each entry; directories when they are made
+    std::function<void(const copied_entry&)> done;  ///< after each entry; directories when they are made
     /// A directory that exists keeps owner, mode and time (COPY onto "/" must not touch "/"), but for the start when false.
     bool keep_existing_root = true;
 };

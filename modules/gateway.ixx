@@ -19,16 +19,16 @@ export namespace cobuild::gateway {
 enum class resolve_mode { standard, pull, local };
 
 struct resolve_request {
-    std::string reference;  ///< normalised: docker.io/library/busybox:latest
-    oci::platform platform; ///< which member of an index
+    std::string reference;   ///< normalised: docker.io/library/busybox:latest
+    oci::platform platform;  ///< which member of an index
     resolve_mode mode = resolve_mode::standard;
-    std::string log_name;   ///< the progress line: "[internal] load metadata for docker.io/library/busybox:latest"
+    std::string log_name;  ///< the progress line: "[internal] load metadata for docker.io/library/busybox:latest"
 };
 
 struct image_config {
-    std::string reference;            ///< as asked, unless the engine's policy put another in its place; no digest added
-    std::optional<digest> manifest;   ///< of the index or manifest the reference names; pins the reference. Empty for a local image without one
-    std::string config;               ///< the image's configuration, JSON bytes
+    std::string reference;           ///< as asked, unless the engine's policy put another in its place; no digest added
+    std::optional<digest> manifest;  ///< of the index or manifest the reference names; pins the reference. Empty for a local image without one
+    std::string config;              ///< the image's configuration, JSON bytes
 };
 
 class frontend_gateway {

@@ -140,10 +140,10 @@ struct response {
 };
 
 struct timeouts {
-    nanoseconds connect = std::chrono::seconds{30};   ///< name look-up and TCP, all addresses together
+    nanoseconds connect = std::chrono::seconds{30};  ///< name look-up and TCP, all addresses together
     nanoseconds handshake = std::chrono::seconds{10};
-    nanoseconds head = std::chrono::seconds{120};     ///< from the last byte of the request to the response's head
-    nanoseconds idle = std::chrono::seconds{60};      ///< between two bytes of a body, either way
+    nanoseconds head = std::chrono::seconds{120};  ///< from the last byte of the request to the response's head
+    nanoseconds idle = std::chrono::seconds{60};   ///< between two bytes of a body, either way
 };
 
 /// How to reach endpoints that lie behind a proxy.

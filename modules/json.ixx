@@ -152,9 +152,9 @@ struct parse_limits {
 value parse(std::string_view text, parse_limits limits = {});
 
 struct format {
-    bool indent = false;       ///< two spaces a level, as Go's MarshalIndent(v, "", "  ")
-    bool escape_html = true;   ///< < > & as \u003c \u003e \u0026, as Go's Marshal does
-    bool sorted = false;       ///< members by key, in byte order, at every level
+    bool indent = false;      ///< two spaces a level, as Go's MarshalIndent(v, "", "  ")
+    bool escape_html = true;  ///< < > & as \u003c \u003e \u0026, as Go's Marshal does
+    bool sorted = false;      ///< members by key, in byte order, at every level
 };
 
 /// Byte for byte what Go's encoding/json writes for the same data. No newline at the end.

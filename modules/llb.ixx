@@ -80,8 +80,8 @@ struct vertex {
     op_metadata meta;
 };
 struct loaded {
-    std::vector<vertex> vertices;   ///< inputs come before those that need them; the terminal is not among them
-    std::optional<input> result;    ///< empty for an empty definition
+    std::vector<vertex> vertices;  ///< inputs come before those that need them; the terminal is not among them
+    std::optional<input> result;   ///< empty for an empty definition
 };
 /// Checks a definition as a whole: every input exists, has that output, and every op is valid. Vertices that the result
 /// does not need are left out.

@@ -86,21 +86,21 @@ using mount_action = std::variant<attach_mount, bind_mount, fresh_tmpfs, fresh_p
 
 /// What happens in the child between clone and exec, in the order written here.
 struct setup {
-    bool die_with_parent = false;         ///< SIGKILL when the spawner's thread or our process ends, however it ends
-    bool new_pid_namespace = false;       ///< the program is its first process: its end kills all others in it
-    bool new_mount_namespace = false;     ///< private: nothing mounted there is seen outside
-    std::vector<mount_action> mounts;     ///< needs new_mount_namespace
-    int network_namespace = -1;           ///< a namespace descriptor to join
-    bool new_session = false;             ///< setsid
-    bool new_process_group = false;       ///< then kill() and the destructor reach the whole group
+    bool die_with_parent = false;      ///< SIGKILL when the spawner's thread or our process ends, however it ends
+    bool new_pid_namespace = false;    ///< the program is its first process: its end kills all others in it
+    bool new_mount_namespace = false;  ///< private: nothing mounted there is seen outside
+    std::vector<mount_action> mounts;  ///< needs new_mount_namespace
+    int network_namespace = -1;        ///< a namespace descriptor to join
+    bool new_session = false;          ///< setsid
+    bool new_process_group = false;    ///< then kill() and the destructor reach the whole group
     std::optional<unsigned> umask;
 };
 
 struct command {
-    std::vector<std::string> args;  ///< args[0] is looked up in our PATH when it has no slash
-    std::string program{};          ///< the file to execute when it is not args[0]
+    std::vector<std::string> args;                  ///< args[0] is looked up in our PATH when it has no slash
+    std::string program{};                          ///< the file to execute when it is not args[0]
     std::optional<std::vector<std::string>> env{};  ///< "KEY=value" each; empty optional: ours
-    std::string cwd{};              ///< empty: ours
+    std::string cwd{};                              ///< empty: ours
     stdio in{};
     stdio out{};
     stdio err{};

@@ -123,10 +123,10 @@ public:
     [[nodiscard]] const vertex& about() const noexcept { return about_; }
     [[nodiscard]] const std::shared_ptr<sink>& out() const noexcept { return out_; }
 
-    void announce();   ///< known, not started
-    void started();    ///< a new interval: completion, error and `cached` of an earlier one are forgotten
+    void announce();  ///< known, not started
+    void started();   ///< a new interval: completion, error and `cached` of an earlier one are forgotten
     void completed();
-    void cached();     ///< started and completed at once, from the cache
+    void cached();                  ///< started and completed at once, from the cache
     void failed(const error& why);  ///< errc::canceled counts as cancelled
     void rename(std::string name);
 

@@ -40,16 +40,16 @@ export namespace cobuild::registry {
 
 /// One endpoint that serves a registry.
 struct host_settings {
-    std::string host;             ///< "registry-1.docker.io", "127.0.0.1:5000"
-    bool plain_http = false;      ///< http instead of https
-    bool insecure = false;        ///< https without verification
-    bool try_https_first = false; ///< with plain_http: https first, http when the host does not speak it; remembered
+    std::string host;              ///< "registry-1.docker.io", "127.0.0.1:5000"
+    bool plain_http = false;       ///< http instead of https
+    bool insecure = false;         ///< https without verification
+    bool try_https_first = false;  ///< with plain_http: https first, http when the host does not speak it; remembered
     std::vector<std::string> ca;
     std::vector<http::key_pair> key_pairs;
     std::vector<std::string> tls_dirs;
     std::string path_prefix = "/v2";
-    bool mirror = false;          ///< asked with ns=<domain>; gets no pushes
-    std::string section;          ///< the configuration entry that speaks for it, as errors name it: `[registry."docker.io"]`
+    bool mirror = false;  ///< asked with ns=<domain>; gets no pushes
+    std::string section;  ///< the configuration entry that speaks for it, as errors name it: `[registry."docker.io"]`
 };
 
 /// The hosts of a registry in the order they are tried, origin last. Pure and thread-safe.
@@ -62,8 +62,8 @@ std::vector<host_settings> default_hosts(std::string_view domain);
 
 struct credential {
     std::string username;
-    std::string secret;           ///< password; with an empty username an identity (refresh) token
-    std::string registry_token;   ///< a ready bearer token; then nothing else counts
+    std::string secret;          ///< password; with an empty username an identity (refresh) token
+    std::string registry_token;  ///< a ready bearer token; then nothing else counts
 };
 
 /// The login for a host ("127.0.0.1:5000"; Docker Hub is "registry-1.docker.io"), or empty. May be asked again any time.
@@ -78,7 +78,7 @@ credential_provider docker_credentials(async::blocking_pool& pool, std::string d
 
 /// One challenge of a WWW-Authenticate header (RFC 9110 11.6.1).
 struct challenge {
-    std::string scheme;  ///< lower case
+    std::string scheme;                                           ///< lower case
     std::vector<std::pair<std::string, std::string>> parameters;  ///< keys in lower case
     [[nodiscard]] std::string get(std::string_view key) const;    ///< empty when absent
 };
@@ -99,8 +99,8 @@ struct limits {
 };
 
 struct retry_policy {
-    unsigned attempts = 4;                                    ///< without progress, the first one included
-    nanoseconds first_wait = std::chrono::seconds{1};         ///< doubles each time, with jitter
+    unsigned attempts = 4;                             ///< without progress, the first one included
+    nanoseconds first_wait = std::chrono::seconds{1};  ///< doubles each time, with jitter
     nanoseconds longest_wait = std::chrono::seconds{8};
     nanoseconds longest_retry_after = std::chrono::seconds{60};  ///< a server asking for more fails at once
 };
@@ -114,15 +114,15 @@ struct options {
     retry_policy retry;
     http::timeouts timeouts;
     http::proxy_settings proxy = http::proxy_settings::from_environment();
-    std::string user_agent;                                   ///< empty: "cobuild/<version>"
-    nanoseconds idle_close = std::chrono::seconds{30};        ///< an unused socket is closed after this
+    std::string user_agent;                             ///< empty: "cobuild/<version>"
+    nanoseconds idle_close = std::chrono::seconds{30};  ///< an unused socket is closed after this
     nanoseconds host_rest = std::chrono::seconds{30};
 };
 
 struct call_options {
-    std::shared_ptr<const login> who;                    ///< none: options.who
-    std::function<void(std::uint64_t bytes)> progress;   ///< bytes that came or went since the last call; may repeat after a retry
-    std::function<void(const std::string&)> warn;        ///< besides the log
+    std::shared_ptr<const login> who;                   ///< none: options.who
+    std::function<void(std::uint64_t bytes)> progress;  ///< bytes that came or went since the last call; may repeat after a retry
+    std::function<void(const std::string&)> warn;       ///< besides the log
 };
 
 struct resolved {

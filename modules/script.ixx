@@ -52,11 +52,11 @@ struct scenario {
 scenario parse(std::string_view text, std::string name);
 
 struct options {
-    std::string program;          ///< the cobuild to run
+    std::string program;                 ///< the cobuild to run
     std::vector<std::string> arguments;  ///< given to every `cobuild build`, for example --oci-worker-net=none
-    unsigned parallel = 1;        ///< scenarios at once
-    bool update = false;          ///< accept new output in `cmp`
-    bool keep = false;            ///< leave the working directories, and tell where they are
+    unsigned parallel = 1;               ///< scenarios at once
+    bool update = false;                 ///< accept new output in `cmp`
+    bool keep = false;                   ///< leave the working directories, and tell where they are
 };
 
 enum class verdict { passed, failed, skipped };
@@ -69,6 +69,7 @@ struct outcome {
 };
 
 /// Runs all; `report` is called as each ends, in that order. Cancelling ends what runs and cleans up.
-async::task<std::vector<outcome>> run(std::vector<std::filesystem::path> files, options o, async::runtime& rt, std::function<void(const outcome&)> report);
+async::task<std::vector<outcome>> run(std::vector<std::filesystem::path> files, options o, async::runtime& rt,
+                                      std::function<void(const outcome&)> report);
 
 }  // namespace cobuild::script

@@ -130,9 +130,9 @@ private:
 
 /// How a second user of a cache directory is served, as `RUN --mount=type=cache,sharing=` says.
 enum class sharing {
-    shared,    ///< all at once in one directory
-    exclusive, ///< "private": another directory when every one of this id is busy
-    locked,    ///< waits for its turn, first come first served within a process
+    shared,     ///< all at once in one directory
+    exclusive,  ///< "private": another directory when every one of this id is busy
+    locked,     ///< waits for its turn, first come first served within a process
 };
 
 /// Requests of one `id` but different seeds, owners or modes get different directories, as in BuildKit (O-CA-06). Prefer owner
@@ -140,7 +140,7 @@ enum class sharing {
 struct cache_request {
     std::string id;
     snapshot::sharing sharing = snapshot::sharing::shared;
-    chain seed;  ///< copied into a new directory
+    chain seed;                                   ///< copied into a new directory
     std::uint32_t uid = 0, gid = 0, mode = 0755;  ///< of a new directory's root, when there is no seed
     std::string description;
 };
@@ -172,7 +172,7 @@ struct usage {
     std::uint64_t use_count = 0;
     std::uint64_t size = 0;
     std::vector<layer_id> parents;
-    bool in_use = false;   ///< pinned by somebody, in any process
+    bool in_use = false;      ///< pinned by somebody, in any process
     bool changeable = false;  ///< a cache directory
     std::optional<digest> diff_id;
 };

@@ -39,16 +39,16 @@ enum class freshness {
 
 /// What a reference means on one platform.
 struct resolved_image {
-    oci::reference reference;             ///< normalised, tag or digest
-    oci::descriptor target;               ///< what the reference names: an index or manifest
-    oci::descriptor manifest;             ///< of the platform
+    oci::reference reference;  ///< normalised, tag or digest
+    oci::descriptor target;    ///< what the reference names: an index or manifest
+    oci::descriptor manifest;  ///< of the platform
     oci::manifest parsed;
-    std::string config;                   ///< the image config's bytes
+    std::string config;  ///< the image config's bytes
     std::vector<digest> diff_ids;
     oci::platform platform;
-    bool local = false;                   ///< built here
-    std::optional<snapshot::chain> chain; ///< its layers, when they are known to be unpacked
-    state::pin keep;                      ///< manifest and config stay in the content store
+    bool local = false;                    ///< built here
+    std::optional<snapshot::chain> chain;  ///< its layers, when they are known to be unpacked
+    state::pin keep;                       ///< manifest and config stay in the content store
 };
 
 struct pulled_image {

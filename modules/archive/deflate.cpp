@@ -49,7 +49,8 @@ public:
         const std::size_t bound = in.size() + in.size() / 8 + 4096;
         out.resize(header.size() + bound + 8);
         std::memcpy(out.data(), header.data(), header.size());
-        const std::size_t n = stream_ ? isal(in, std::span(out).subspan(header.size(), bound)) : deflate(in, std::span(out).subspan(header.size(), bound));
+        const std::size_t n =
+            stream_ ? isal(in, std::span(out).subspan(header.size(), bound)) : deflate(in, std::span(out).subspan(header.size(), bound));
         std::byte* tail = out.data() + header.size() + n;
         const std::uint32_t crc = libdeflate_crc32(0, in.data(), in.size());
         for (unsigned i = 0; i < 4; ++i) tail[i] = static_cast<std::byte>(crc >> (8 * i) & 0xff);
@@ -179,8 +180,10 @@ struct blob_writer::state {
     state(byte_sink sink, compress_options o) : out(std::move(sink)), options(o) {
         if (o.kind == compression::gzip) {
             level = std::clamp(o.level.value_or(2), 0, 9);
-            if (o.threads > 1) team = std::make_unique<member_team>(level, std::min(o.threads, 64U));
-            else maker.emplace(level);
+            if (o.threads > 1)
+                team = std::make_unique<member_team>(level, std::min(o.threads, 64U));
+            else
+                maker.emplace(level);
             pending.reserve(member_size);
         } else if (o.kind == compression::zstd) {
             level = std::clamp(o.level.value_or(3), 1, 19);

@@ -35,8 +35,8 @@ struct open_level {
     fs::file_info info;
     std::optional<std::string> capability;
     bool written = false;
-    bool opaque = false;                ///< nothing of what is below the layer shows through
-    std::vector<std::string> hidden;    ///< of an opaque one: lower names not yet passed
+    bool opaque = false;              ///< nothing of what is below the layer shows through
+    std::vector<std::string> hidden;  ///< of an opaque one: lower names not yet passed
     std::size_t next_hidden = 0;
 };
 
@@ -68,9 +68,12 @@ private:
     fs::walk_step visit(const fs::walk_entry& e) {
         try {
             pass_hidden(e.name);
-            if (e.info.is_whiteout()) whiteout(e);
-            else if (e.info.is_dir()) enter(e);
-            else if (!e.info.is_socket()) other(e);
+            if (e.info.is_whiteout())
+                whiteout(e);
+            else if (e.info.is_dir())
+                enter(e);
+            else if (!e.info.is_socket())
+                other(e);
         } catch (const error& failed) {
             throw error{failed}.with(cat("layer entry ", quoted(e.path)));
         }
@@ -261,6 +264,8 @@ private:
 };
 }  // namespace
 
-diff_result diff_layer(int upper, lower_chain& lower, tar_writer& out, const diff_options& options) { return differ{upper, lower, out, options}.run(); }
+diff_result diff_layer(int upper, lower_chain& lower, tar_writer& out, const diff_options& options) {
+    return differ{upper, lower, out, options}.run();
+}
 
 }  // namespace cobuild::archive

@@ -78,7 +78,11 @@ std::string entry_path(std::string_view path) {
 }
 
 tree_writer::tree_writer(int dir, options o)
-    : root_(dir), lookup_(unique_fd{::openat(dir, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)}), options_(o), umask_(current_umask()), self_{::geteuid(), ::getegid()} {
+    : root_(dir),
+      lookup_(unique_fd{::openat(dir, ".", O_PATH | O_DIRECTORY | O_CLOEXEC)}),
+      options_(o),
+      umask_(current_umask()),
+      self_{::geteuid(), ::getegid()} {
     if (lookup_.fd() < 0) throw_errno("opening the directory to unpack into");
     root_ = lookup_.fd();
     // What exists already in a target that is not empty may have any attributes.
@@ -106,8 +110,10 @@ int tree_writer::open_dir(const std::string& path) {
 }
 
 unique_fd tree_writer::make_parents(const std::string& path) {
-    if (errno == ENOTDIR && options_.overlay) through_whiteouts(path);
-    else if (errno != ENOENT) throw_errno(cat("opening the directory ", quoted(path)));
+    if (errno == ENOTDIR && options_.overlay)
+        through_whiteouts(path);
+    else if (errno != ENOENT)
+        throw_errno(cat("opening the directory ", quoted(path)));
     // Owner 0 and mode 0755 until finish_layer() knows better.
     for (auto& made : lookup_.make_dirs(path, 0755, fs::owner{}))
         if (not_listed_.insert(made).second) {
@@ -301,8 +307,10 @@ void tree_writer::piece(std::span<const std::byte> data) {
         std::size_t hole = 0;
         while (run < data.size() && hole == 0) {
             const auto unit = std::min(data.size() - run, hole_unit - static_cast<std::size_t>((offset_ + run) % hole_unit));
-            if (size_ >= hole_unit && all_zero(data.subspan(run, unit))) hole = unit;
-            else run += unit;
+            if (size_ >= hole_unit && all_zero(data.subspan(run, unit)))
+                hole = unit;
+            else
+                run += unit;
         }
         for (std::span<const std::byte> left = data.first(run); !left.empty();) {
             const ssize_t n = ::pwrite(file_.get(), left.data(), left.size(), static_cast<off_t>(offset_));

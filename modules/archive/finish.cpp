@@ -34,9 +34,7 @@ std::pair<std::string, std::string> split_path(const std::string& path) {
     return {path.substr(0, slash), path.substr(slash + 1)};
 }
 
-bool below(std::string_view path, std::string_view dir) {
-    return path.starts_with(dir) && (path.size() == dir.size() || path[dir.size()] == '/');
-}
+bool below(std::string_view path, std::string_view dir) { return path.starts_with(dir) && (path.size() == dir.size() || path[dir.size()] == '/'); }
 
 class finisher {
 public:
@@ -94,7 +92,8 @@ private:
         for (std::size_t end = path.find('/');; end = path.find('/', end + 1)) {
             const std::string part = path.substr(0, end);
             const auto there = root_.stat(part);
-            if (there && !there->is_dir()) throw error{errc::corrupt, cat("the layer has ", quoted(part), " as something else than the directory it needs")};
+            if (there && !there->is_dir())
+                throw error{errc::corrupt, cat("the layer has ", quoted(part), " as something else than the directory it needs")};
             if (!there) {
                 keep_time(split_path(part).first);
                 root_.make_dirs(part, 0755, fs::owner{});
@@ -150,13 +149,15 @@ private:
         root_.remove_all(path);
         const auto [from_dir, from_name] = root_.parent(target);
         const auto [to_dir, to_name] = root_.parent(path);
-        if (::linkat(from_dir.get(), from_name.c_str(), to_dir.get(), to_name.c_str(), 0) != 0) throw_errno(cat("making the hard link ", quoted(path)));
+        if (::linkat(from_dir.get(), from_name.c_str(), to_dir.get(), to_name.c_str(), 0) != 0)
+            throw_errno(cat("making the hard link ", quoted(path)));
     }
 
     void copy_up(const pending_link& link, const std::string& target, bool hidden) {
         const auto found = hidden ? std::nullopt : lower_.find(target);
         if (!found)
-            throw error{errc::corrupt, cat("the target ", quoted(link.target), " of the hard link ", quoted(link.path), " is neither in the layer nor below it")};
+            throw error{errc::corrupt,
+                        cat("the target ", quoted(link.target), " of the hard link ", quoted(link.path), " is neither in the layer nor below it")};
         if (found->info.is_dir()) throw error{errc::corrupt, cat("the layer has a hard link ", quoted(link.path), " to a directory")};
         const auto [dir, name] = split_path(target);
         ensure_dir(dir);

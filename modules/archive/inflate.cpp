@@ -165,10 +165,8 @@ private:
 
 byte_source decompress(byte_source in, compression kind, decompress_limits limits) {
     switch (kind) {
-        case compression::gzip:
-            return [s = std::make_shared<gunzip>(std::move(in), limits)](std::span<std::byte> into) { return s->read(into); };
-        case compression::zstd:
-            return [s = std::make_shared<unzstd>(std::move(in), limits)](std::span<std::byte> into) { return s->read(into); };
+        case compression::gzip: return [s = std::make_shared<gunzip>(std::move(in), limits)](std::span<std::byte> into) { return s->read(into); };
+        case compression::zstd: return [s = std::make_shared<unzstd>(std::move(in), limits)](std::span<std::byte> into) { return s->read(into); };
         case compression::none: break;
     }
     return in;

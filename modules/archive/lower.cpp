@@ -75,8 +75,10 @@ struct lower_chain::state {
             v = parent != views.end() ? parent->second : of("");
             for (std::size_t end = dir.find('/');; end = dir.find('/', end + 1)) {
                 const std::string part{dir.substr(0, end)};
-                if (const auto known = views.find(part); known != views.end()) v = known->second;
-                else v = views.emplace(part, below(*v, part)).first->second;
+                if (const auto known = views.find(part); known != views.end())
+                    v = known->second;
+                else
+                    v = views.emplace(part, below(*v, part)).first->second;
                 if (end == std::string_view::npos) return v;
             }
         }
@@ -118,8 +120,10 @@ std::vector<std::string> lower_chain::list(std::string_view dir) {
         for (auto& name : fs::list_dir(here.get())) {
             if (hidden.contains(name) || names.contains(name)) continue;
             const auto info = fs::stat_at(here.get(), name);
-            if (info && info->is_whiteout()) hidden.insert(std::move(name));
-            else names.insert(std::move(name));
+            if (info && info->is_whiteout())
+                hidden.insert(std::move(name));
+            else
+                names.insert(std::move(name));
         }
     }
     return {names.begin(), names.end()};

@@ -58,7 +58,8 @@ byte_source hashed(byte_source in, hasher& hash, std::uint64_t* size) {
 namespace {
 class reader_thread {
 public:
-    reader_thread(byte_source in, std::size_t chunk_bytes, unsigned chunks) : in_(std::move(in)), chunk_bytes_(chunk_bytes), limit_(std::max(chunks, 1U)) {
+    reader_thread(byte_source in, std::size_t chunk_bytes, unsigned chunks)
+        : in_(std::move(in)), chunk_bytes_(chunk_bytes), limit_(std::max(chunks, 1U)) {
         thread_ = std::thread([this] { run(); });
     }
     ~reader_thread() {

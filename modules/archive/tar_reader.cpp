@@ -65,7 +65,8 @@ std::int64_t number(std::string_view field) {
 std::int64_t decimal(std::string_view text, std::string_view key) {
     std::int64_t value = 0;
     const auto [end, problem] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (problem != std::errc{} || end != text.data() + text.size()) damaged(cat("the extended header ", key, " is not a number: ", quoted(text.substr(0, 64))));
+    if (problem != std::errc{} || end != text.data() + text.size())
+        damaged(cat("the extended header ", key, " is not a number: ", quoted(text.substr(0, 64))));
     return value;
 }
 
@@ -90,7 +91,9 @@ std::uint32_t id_of(std::int64_t value, std::string_view what) {
 struct header {
     std::array<char, block> raw;
     [[nodiscard]] std::string_view field(std::size_t at, std::size_t size) const { return {raw.data() + at, size}; }
-    [[nodiscard]] bool zero() const { return std::ranges::all_of(raw, [](char c) { return c == 0; }); }
+    [[nodiscard]] bool zero() const {
+        return std::ranges::all_of(raw, [](char c) { return c == 0; });
+    }
     void check_sum() const {
         std::int64_t as_unsigned = 0;
         std::int64_t as_signed = 0;
@@ -139,12 +142,18 @@ void take_record(extensions& x, std::string_view key, std::string_view value) {
         throw error{errc::unsupported, "a sparse entry (GNU.sparse) in a tar archive is not supported: pack it without --sparse"};
     } else if (value.empty()) {
         return;  // an empty value takes back a global one, and those are ignored
-    } else if (key == "path") x.path = text();
-    else if (key == "linkpath") x.link = text();
-    else if (key == "size") x.size = decimal(value, key);
-    else if (key == "uid") x.uid = decimal(value, key);
-    else if (key == "gid") x.gid = decimal(value, key);
-    else if (key == "mtime") x.mtime = pax_time(value);
+    } else if (key == "path")
+        x.path = text();
+    else if (key == "linkpath")
+        x.link = text();
+    else if (key == "size")
+        x.size = decimal(value, key);
+    else if (key == "uid")
+        x.uid = decimal(value, key);
+    else if (key == "gid")
+        x.gid = decimal(value, key);
+    else if (key == "mtime")
+        x.mtime = pax_time(value);
 }
 
 void take_records(extensions& x, std::string_view text) {
@@ -173,7 +182,8 @@ entry_type type_of(const header& h, std::string_view path) {
         case '4': return entry_type::block_device;
         case '5': return entry_type::directory;
         case '6': return entry_type::fifo;
-        case 'S': throw error{errc::unsupported, cat("the sparse entry ", quoted(path), " in a tar archive is not supported: pack it without --sparse")};
+        case 'S':
+            throw error{errc::unsupported, cat("the sparse entry ", quoted(path), " in a tar archive is not supported: pack it without --sparse")};
         default: break;
     }
     throw error{errc::unsupported, cat("the tar entry ", quoted(path), " has an unknown type ", quoted(std::string_view(&h.raw[156], 1)))};
@@ -185,7 +195,7 @@ struct tar_reader::state {
     tar_limits limits;
     std::vector<std::byte> buffer = std::vector<std::byte>(buffer_size);
     std::size_t from = 0, to = 0;
-    std::uint64_t body = 0;     ///< of the current entry not handed out
+    std::uint64_t body = 0;  ///< of the current entry not handed out
     std::size_t padding = 0;
     std::uint64_t entries = 0;
     bool ended = false;
@@ -236,7 +246,8 @@ struct tar_reader::state {
     std::string long_text(const header& h, extensions& x) {
         const auto size = static_cast<std::uint64_t>(h.size());
         if (size > limits.max_header_bytes - x.bytes)
-            throw error{errc::corrupt, cat("an entry of the tar archive has more than ", format_bytes(limits.max_header_bytes), " of extended headers, the limit here")};
+            throw error{errc::corrupt, cat("an entry of the tar archive has more than ", format_bytes(limits.max_header_bytes),
+                                           " of extended headers, the limit here")};
         x.bytes += static_cast<std::size_t>(size);
         std::string out(static_cast<std::size_t>(size), '\0');
         if (size != 0 && !take(out.data(), out.size())) damaged("it ends in the middle of a header");
@@ -254,7 +265,8 @@ struct tar_reader::state {
     void fill(tar_entry& e, const header& h, extensions& x) {
         e.path = x.path ? std::move(*x.path) : x.gnu_path ? std::move(*x.gnu_path) : h.path();
         e.link = x.link ? std::move(*x.link) : x.gnu_link ? std::move(*x.gnu_link) : std::string(until_nul(h.field(157, 100)));
-        if (std::max(e.path.size(), e.link.size()) > limits.max_path_bytes) throw error{errc::corrupt, "a path in the tar archive is longer than the limit here"};
+        if (std::max(e.path.size(), e.link.size()) > limits.max_path_bytes)
+            throw error{errc::corrupt, "a path in the tar archive is longer than the limit here"};
         e.type = type_of(h, e.path);
         if (e.path.empty()) damaged("an entry has no name");
         e.mode = static_cast<std::uint32_t>(number(h.field(100, 8)) & 07777);
@@ -287,7 +299,8 @@ bool tar_reader::next(tar_entry& entry) {
     extensions x;
     header h;
     while (s.read_header(h)) {
-        if (++s.entries > s.limits.max_entries) throw error{errc::corrupt, cat("the tar archive has more than ", s.limits.max_entries, " entries, the limit here")};
+        if (++s.entries > s.limits.max_entries)
+            throw error{errc::corrupt, cat("the tar archive has more than ", s.limits.max_entries, " entries, the limit here")};
         switch (h.type()) {
             case 'x': take_records(x, s.long_text(h, x)); continue;
             case 'g': s.long_text(h, x); continue;

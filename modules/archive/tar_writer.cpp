@@ -131,8 +131,10 @@ records extended(const tar_entry& e) {
 std::optional<std::pair<std::string_view, std::string_view>> split_ustar(std::string_view path) {
     if (path.size() <= 100 || !ascii(path)) return std::nullopt;
     std::size_t length = path.size();
-    if (length > 156) length = 156;
-    else if (path.ends_with('/')) --length;
+    if (length > 156)
+        length = 156;
+    else if (path.ends_with('/'))
+        --length;
     const auto slash = path.substr(0, length).rfind('/');
     if (slash == std::string_view::npos || slash == 0) return std::nullopt;
     const std::size_t rest = path.size() - slash - 1;
@@ -204,7 +206,8 @@ tar_writer::~tar_writer() = default;
 void tar_writer::add(const tar_entry& entry) {
     state& s = *state_;
     s.begin();
-    if (entry.type != entry_type::file && entry.size != 0) throw error{errc::internal, cat("a size for ", quoted(entry.path), ", which is not a file")};
+    if (entry.type != entry_type::file && entry.size != 0)
+        throw error{errc::internal, cat("a size for ", quoted(entry.path), ", which is not a file")};
     if (const records all = extended(entry); !all.empty()) s.extension(entry, all);
     s.main_header(entry, entry.path, {});
     s.path = entry.path;

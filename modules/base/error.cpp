@@ -98,9 +98,7 @@ errc kind_of_errno(int errnum) {
 }
 }  // namespace
 
-error os_error(int errnum, std::string_view what) {
-    return error{kind_of_errno(errnum), cat(what, ": ", std::generic_category().message(errnum))};
-}
+error os_error(int errnum, std::string_view what) { return error{kind_of_errno(errnum), cat(what, ": ", std::generic_category().message(errnum))}; }
 
 void throw_errno(std::string_view what) {
     const int saved = errno;

@@ -37,8 +37,10 @@ std::uint64_t parse_bytes(std::string_view text) {
     double value = 0;
     const auto [end, ec] = std::from_chars(number.data(), number.data() + number.size(), value);
     if (number.empty() || ec != std::errc{} || end != number.data() + number.size()) throw bad();
-    if (unit.ends_with("ib")) unit.resize(unit.size() - 2);
-    else if (unit.size() > 1 && unit.back() == 'b') unit.pop_back();
+    if (unit.ends_with("ib"))
+        unit.resize(unit.size() - 2);
+    else if (unit.size() > 1 && unit.back() == 'b')
+        unit.pop_back();
     int power = 0;
     if (!unit.empty() && unit != "b") {
         static constexpr std::string_view letters = "kmgtp";
@@ -121,9 +123,9 @@ std::string format_time(std::chrono::sys_time<nanoseconds> t) {
     const std::chrono::year_month_day date{days};
     const std::int64_t of_day = (seconds - days).count();
     std::array<char, 64> out;
-    int n = std::snprintf(out.data(), out.size(), "%04d-%02u-%02uT%02d:%02d:%02d", static_cast<int>(date.year()),
-                          static_cast<unsigned>(date.month()), static_cast<unsigned>(date.day()), static_cast<int>(of_day / 3600),
-                          static_cast<int>(of_day / 60 % 60), static_cast<int>(of_day % 60));
+    int n = std::snprintf(out.data(), out.size(), "%04d-%02u-%02uT%02d:%02d:%02d", static_cast<int>(date.year()), static_cast<unsigned>(date.month()),
+                          static_cast<unsigned>(date.day()), static_cast<int>(of_day / 3600), static_cast<int>(of_day / 60 % 60),
+                          static_cast<int>(of_day % 60));
     std::string text(out.data(), static_cast<std::size_t>(n));
     if (const auto fraction = (t - seconds).count(); fraction != 0) {
         n = std::snprintf(out.data(), out.size(), ".%09lld", static_cast<long long>(fraction));

@@ -92,8 +92,9 @@ definition_files read_definition(const build_request& r) {
             text = read_small(*file);
         }
         if (!text)
-            throw error{errc::not_found, r.dockerfile.empty() ? cat("there is no Dockerfile in ", r.context.string(), "; write one or name one with --file")
-                                                              : cat("the Dockerfile ", r.dockerfile.string(), " does not exist")};
+            throw error{errc::not_found, r.dockerfile.empty()
+                                             ? cat("there is no Dockerfile in ", r.context.string(), "; write one or name one with --file")
+                                             : cat("the Dockerfile ", r.dockerfile.string(), " does not exist")};
         out.text = std::move(*text);
         out.name = file->filename().string();
         out.ignore = read_small(stdfs::path(file->string() + ".dockerignore"));
@@ -154,13 +155,16 @@ frontend::request make_frontend_request(const build_request& r, definition_files
     if (!r.platform.empty()) {
         const auto wanted = oci::normalize(oci::parse_platform(r.platform));
         if (!oci::match_rank(host, wanted))
-            throw error{errc::unsupported, cat("--platform ", r.platform, ": only this machine's platform (", oci::format(host), ") is supported yet")};
+            throw error{errc::unsupported,
+                        cat("--platform ", r.platform, ": only this machine's platform (", oci::format(host), ") is supported yet")};
         out.target_platform = wanted;
     }
     out.no_cache = r.no_cache;
     for (const auto& s : r.no_cache_stages) out.no_cache_stages.push_back(to_lower(s));
-    if (r.network == "host") out.network = llb::net_mode::host;
-    else if (r.network == "none") out.network = llb::net_mode::none;
+    if (r.network == "host")
+        out.network = llb::net_mode::host;
+    else if (r.network == "none")
+        out.network = llb::net_mode::none;
     else if (!r.network.empty() && r.network != "default" && r.network != "bridge")
         throw error{errc::invalid, cat("--network ", quoted(r.network), ": default, none or host is expected")};
     out.extra_hosts = parse_hosts(r.add_hosts);
@@ -182,7 +186,8 @@ std::vector<std::string> normalized_names(const std::vector<std::string>& names)
 
 /// Shows one part of the build that is no vertex of the graph, and passes its failure on.
 template<class T>
-async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, std::string name, std::function<async::task<T>(progress::writer)> work) {
+async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, std::string name,
+                     std::function<async::task<T>(progress::writer)> work) {
     progress::writer w(std::move(sink), {.id = progress::internal_id(scope, name), .name = name});
     w.started();
     std::exception_ptr failed;
@@ -202,7 +207,8 @@ async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, st
 
 std::shared_ptr<session::session> make_session(parts& p, const build_request& r) {
     session::local_options o;
-    if (!r.context.empty()) o.directories["context"] = r.context;
+    if (!r.context.empty())
+        o.directories["context"] = r.context;
     else {
         (void)p.directory->subdir("empty");
         o.directories["context"] = p.directory->root() + "/empty";
@@ -236,13 +242,15 @@ private:
     static async::task<void> nothing() { co_return; }
 
     static void no_more(const output& o) {
-        static constexpr std::string_view accepted[] = {"unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline", "rewrite-timestamp"};
+        static constexpr std::string_view accepted[] = {
+            "unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline", "rewrite-timestamp"};
         for (const auto& [key, value] : o.attributes)
             if (std::find(std::begin(accepted), std::end(accepted), key) == std::end(accepted))
                 throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
     }
 
-    async::task<exporter::image> write(exporter::image_options options, progress::writer w, build_result& result, const std::vector<std::string>& names) {
+    async::task<exporter::image> write(exporter::image_options options, progress::writer w, build_result& result,
+                                       const std::vector<std::string>& names) {
         auto image = co_await exporter::write_image(parts_.stores(), in_, std::move(options), w);
         result.image_digest = image.manifest.digest.str();
         result.config_digest = image.config.digest.str();
@@ -283,8 +291,11 @@ private:
         co_await shown<int>(sink_, cat("export", to.path, to.fd), docker ? "exporting to docker image format" : "exporting to oci image format",
                             [&](progress::writer w) -> async::task<int> {
                                 auto made = co_await write(options, w, result, names);
-                                if (to.fd < 0 && to.path.empty()) co_await load_into_docker(parts_, made, names, w);
-                                else co_await exporter::write_archive(parts_.stores(), docker ? exporter::archive_kind::docker : exporter::archive_kind::oci, made, names, to, w);
+                                if (to.fd < 0 && to.path.empty())
+                                    co_await load_into_docker(parts_, made, names, w);
+                                else
+                                    co_await exporter::write_archive(
+                                        parts_.stores(), docker ? exporter::archive_kind::docker : exporter::archive_kind::oci, made, names, to, w);
                                 co_return 0;
                             });
         for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());
@@ -297,11 +308,14 @@ private:
         if (local && path.empty()) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
         if (dest != o.attributes.end()) o.attributes.erase(dest);
         no_more(o);
-        co_await shown<int>(sink_, cat("export", path), local ? "exporting to client directory" : "exporting to client tarball", [&](progress::writer w) -> async::task<int> {
-            if (local) co_await exporter::write_directory(parts_.stores(), in_, path, w);
-            else co_await exporter::write_tar(parts_.stores(), in_, {.fd = o.fd, .path = path}, w);
-            co_return 0;
-        });
+        co_await shown<int>(sink_, cat("export", path), local ? "exporting to client directory" : "exporting to client tarball",
+                            [&](progress::writer w) -> async::task<int> {
+                                if (local)
+                                    co_await exporter::write_directory(parts_.stores(), in_, path, w);
+                                else
+                                    co_await exporter::write_tar(parts_.stores(), in_, {.fd = o.fd, .path = path}, w);
+                                co_return 0;
+                            });
     }
 
     parts& parts_;
@@ -350,15 +364,19 @@ void show_warnings(const std::vector<frontend::warning>& warnings, const progres
     }
 }
 
-async::task<frontend::result> convert(parts& p, const build_request& r, std::shared_ptr<session::session> session, std::shared_ptr<progress::sink> sink) {
+async::task<frontend::result> convert(parts& p, const build_request& r, std::shared_ptr<session::session> session,
+                                      std::shared_ptr<progress::sink> sink) {
     const std::string file = r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.filename().string();
-    auto files = co_await shown<definition_files>(sink, "load", cat("[internal] load build definition from ", file), [&](progress::writer) -> async::task<definition_files> {
-        co_return co_await p.runtime.pool().run([&] { return read_definition(r); });
-    });
-    const auto how = r.pull == pull_mode::always ? source::freshness::always : r.pull == pull_mode::never ? source::freshness::never : source::freshness::missing;
+    auto files = co_await shown<definition_files>(
+        sink, "load", cat("[internal] load build definition from ", file),
+        [&](progress::writer) -> async::task<definition_files> { co_return co_await p.runtime.pool().run([&] { return read_definition(r); }); });
+    const auto how = r.pull == pull_mode::always  ? source::freshness::always
+                     : r.pull == pull_mode::never ? source::freshness::never
+                                                  : source::freshness::missing;
     build_gateway gateway(p, session, sink, how);
     auto out = co_await frontend::convert(make_frontend_request(r, std::move(files)), gateway);
-    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", cat("[internal] load build definition from ", file)), .name = ""}));
+    show_warnings(out.warnings,
+                  progress::writer(sink, {.id = progress::internal_id("load", cat("[internal] load build definition from ", file)), .name = ""}));
     co_return out;
 }
 
@@ -370,7 +388,8 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     const auto session = make_session(p, r);
     const auto converted = co_await convert(p, r, session, counting);
     const auto loaded = llb::load(converted.graph);
-    auto graph = ops::make_graph(loaded, *p.environment, {.session = session, .id = p.directory->fresh_name(), .always_pull = r.pull == pull_mode::always});
+    auto graph =
+        ops::make_graph(loaded, *p.environment, {.session = session, .id = p.directory->fresh_name(), .always_pull = r.pull == pull_mode::always});
 
     exporter::input in;
     in.config = converted.image_config;
@@ -378,7 +397,8 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
     state::pin keep;
     if (graph.result) {
-        const auto value = co_await ops::as_chain_value(*p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, r.no_cache, counting));
+        const auto value =
+            co_await ops::as_chain_value(*p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, r.no_cache, counting));
         in.root = value->chain;
         keep = value->keep;
     }
@@ -386,8 +406,10 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     counting->fill(out, graph.vertices);
     auto outputs = r.outputs;
     // A tag without an output, or no output at all, means the image is kept here.
-    if (outputs.empty() || (r.push && outputs.empty())) outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
-    else if (r.push) outputs.push_back({.type = "registry", .attributes = {}});
+    if (outputs.empty() || (r.push && outputs.empty()))
+        outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
+    else if (r.push)
+        outputs.push_back({.type = "registry", .attributes = {}});
     exports all(p, std::move(in), std::move(names), counting);
     for (auto& o : outputs) co_await all.run(std::move(o), out);
     co_await collect_garbage(p);

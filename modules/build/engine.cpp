@@ -3,8 +3,8 @@ module;
 
 #include <algorithm>
 #include <chrono>
-#include <cstdint>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <exception>
 #include <map>
@@ -44,8 +44,11 @@ async::task<std::vector<image_info>> list_images(parts& p) {
                 const auto at = i.labels.find(key);
                 return at == i.labels.end() ? std::string() : at->second;
             };
-            out.push_back({.name = oci::reference::parse(i.name).familiar(), .digest = i.target.str(), .config_digest = label("config"),
-                           .size = std::strtoull(label("size").c_str(), nullptr, 10), .created = i.created});
+            out.push_back({.name = oci::reference::parse(i.name).familiar(),
+                           .digest = i.target.str(),
+                           .config_digest = label("config"),
+                           .size = std::strtoull(label("size").c_str(), nullptr, 10),
+                           .created = i.created});
         }
         return out;
     });
@@ -77,9 +80,10 @@ public:
     // None of the calls is a coroutine itself: what they return holds the engine from the beginning.
     async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink, async::cancel_token token) override {
         if (!sink) sink = progress::null_sink();
-        return enter<build_result>(shared_from_this(), [request = std::move(request), sink = std::move(sink), token = std::move(token)](parts& p) mutable {
-            return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink)));
-        });
+        return enter<build_result>(shared_from_this(),
+                                   [request = std::move(request), sink = std::move(sink), token = std::move(token)](parts& p) mutable {
+                                       return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink)));
+                                   });
     }
     async::task<std::vector<image_info>> images() override { return enter<std::vector<image_info>>(shared_from_this(), list_images); }
     async::task<bool> remove_image(std::string name) override {
@@ -170,7 +174,8 @@ private:
 
 async::task<std::shared_ptr<engine>> engine::open(engine_options options) {
     if (::geteuid() != 0)
-        throw error{errc::permission, "cobuild needs root to mount layers and set owners, and this is another user (uid " + std::to_string(::geteuid()) + "); run it as root"};
+        throw error{errc::permission, "cobuild needs root to mount layers and set owners, and this is another user (uid " +
+                                          std::to_string(::geteuid()) + "); run it as root"};
     std::string root = options.root.string();
     // BuildKit's own default directory is never shared with BuildKit.
     if (root.empty()) root = options.settings.root == config::configuration{}.root ? std::string(default_root) : options.settings.root;

@@ -158,15 +158,18 @@ executor::runner& parts::get_runner() {
 async::task<cni::provider*> parts::get_network(ops::network_kind kind) {
     co_await opening_network.run(static_cast<int>(kind), [this, kind]() -> async::task<int> {
         if (networks.contains(kind)) co_return 0;
-        if (kind == ops::network_kind::host) networks[kind] = cni::make_host_provider();
-        else if (kind == ops::network_kind::none) networks[kind] = cni::make_none_provider(runtime);
+        if (kind == ops::network_kind::host)
+            networks[kind] = cni::make_host_provider();
+        else if (kind == ops::network_kind::none)
+            networks[kind] = cni::make_none_provider(runtime);
         else {
             cni::options o;
             switch (settings.oci.network) {
                 case config::network_mode::cni: o.mode = cni::mode::cni; break;
                 case config::network_mode::host: o.mode = cni::mode::host; break;
                 case config::network_mode::none: o.mode = cni::mode::none; break;
-                case config::network_mode::bridge: throw error{errc::unsupported, "networkMode = \"bridge\" is not supported yet; use cni with a bridge plugin"};
+                case config::network_mode::bridge:
+                    throw error{errc::unsupported, "networkMode = \"bridge\" is not supported yet; use cni with a bridge plugin"};
                 case config::network_mode::automatic: break;
             }
             o.config_path = settings.oci.cni_config_path;
@@ -202,10 +205,11 @@ async::task<void> parts::close() {
     registry.reset();
     cache.reset();
     runner.reset();
-    if (directory) co_await runtime.pool().run([this] {
-        snapshots.reset();
-        content.reset();
-    });
+    if (directory)
+        co_await runtime.pool().run([this] {
+            snapshots.reset();
+            content.reset();
+        });
     programs.reset();
     cni_ledger.reset();
     cgroup_ledger.reset();
@@ -221,8 +225,8 @@ async::task<gateway::image_config> build_gateway::resolve_image_config(gateway::
     gateway::image_config out;
     try {
         const auto& p = request.platform;
-        const auto image = co_await parts_.images->resolve(oci::reference::parse(request.reference),
-                                                           oci::normalize({p.os, p.architecture, p.variant, p.os_version, p.os_features}), how_, shown);
+        const auto image = co_await parts_.images->resolve(
+            oci::reference::parse(request.reference), oci::normalize({p.os, p.architecture, p.variant, p.os_version, p.os_features}), how_, shown);
         out.reference = request.reference;
         out.manifest = image.target.digest;
         out.config = image.config;

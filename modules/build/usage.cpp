@@ -67,18 +67,24 @@ bool matches_one(const usage_info& u, std::string_view item) {
     };
     if (const auto f = flag(item)) return *f != negated;
     const auto op = item.find_first_of("=!~");
-    if (op == std::string_view::npos) throw error{errc::invalid, cat("unknown filter ", quoted(item), " (id, description, type, inuse, mutable, immutable, shared, private)")};
+    if (op == std::string_view::npos)
+        throw error{errc::invalid, cat("unknown filter ", quoted(item), " (id, description, type, inuse, mutable, immutable, shared, private)")};
     const auto key = item.substr(0, op);
     auto rest = item.substr(op);
     const bool unequal = rest.starts_with("!=");
     const bool contains = rest.starts_with("~=");
     rest.remove_prefix(rest.starts_with("==") || unequal || contains ? 2 : 1);
     std::string value;
-    if (key == "id") value = u.id;
-    else if (key == "type") value = u.kind;
-    else if (key == "description") value = u.description;
-    else if (const auto f = flag(key)) value = *f ? "true" : "false";
-    else throw error{errc::invalid, cat("unknown filter field ", quoted(key), " (id, description, type, inuse, mutable, immutable, shared, private)")};
+    if (key == "id")
+        value = u.id;
+    else if (key == "type")
+        value = u.kind;
+    else if (key == "description")
+        value = u.description;
+    else if (const auto f = flag(key))
+        value = *f ? "true" : "false";
+    else
+        throw error{errc::invalid, cat("unknown filter field ", quoted(key), " (id, description, type, inuse, mutable, immutable, shared, private)")};
     const bool hit = contains ? value.find(rest) != std::string::npos : value == rest;
     return (hit != unequal) != negated;
 }
@@ -86,7 +92,9 @@ bool matches_one(const usage_info& u, std::string_view item) {
 /// Filters of the list are alternatives; commas inside one mean "and".
 bool matches(const usage_info& u, const std::vector<std::string>& filters) {
     if (filters.empty()) return true;
-    return ranges::any_of(filters, [&](const std::string& f) { return ranges::all_of(split(f, ','), [&](std::string_view item) { return matches_one(u, trim(item)); }); });
+    return ranges::any_of(filters, [&](const std::string& f) {
+        return ranges::all_of(split(f, ','), [&](std::string_view item) { return matches_one(u, trim(item)); });
+    });
 }
 
 /// How much a pass may leave: BuildKit's rule (maxUsed, then what minFree demands, never below reserved); empty: no limit.

@@ -29,9 +29,7 @@ constexpr std::int64_t memo_days = 30;
 
 time_point now() { return std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now()); }
 
-void warn(std::string_view what, const std::exception_ptr& why) {
-    log(log_level::warning, what, {{"error", describe(why).what()}});
-}
+void warn(std::string_view what, const std::exception_ptr& why) { log(log_level::warning, what, {{"error", describe(why).what()}}); }
 
 }  // namespace
 

@@ -37,9 +37,7 @@ struct place_hash {
 };
 place place_of(const file_key& k) { return {k.fs, k.device, k.inode}; }
 
-std::int64_t today() {
-    return std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now()).time_since_epoch().count();
-}
+std::int64_t today() { return std::chrono::floor<std::chrono::days>(std::chrono::system_clock::now()).time_since_epoch().count(); }
 
 }  // namespace
 

@@ -50,9 +50,10 @@ void put_links(db::connection& c, const std::vector<link>& links) {
             auto old = c.query("SELECT canonical FROM cache_links WHERE key = ?", l.key);
             if (old.next() && old.digest(0) != l.canonical) left.insert(old.digest(0));
         }
-        c.run("INSERT INTO cache_links (key, canonical) SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM cache_records WHERE canonical = ?2) "
-              "ON CONFLICT (key) DO UPDATE SET canonical = excluded.canonical",
-              l.key, l.canonical);
+        c.run(
+            "INSERT INTO cache_links (key, canonical) SELECT ?1, ?2 WHERE EXISTS (SELECT 1 FROM cache_records WHERE canonical = ?2) "
+            "ON CONFLICT (key) DO UPDATE SET canonical = excluded.canonical",
+            l.key, l.canonical);
     }
     for (const auto& canonical : left)
         if (!c.query("SELECT 1 FROM cache_links WHERE canonical = ? LIMIT 1", canonical).next()) drop(c, canonical);
@@ -75,8 +76,10 @@ public:
                 out.records.push_back(row(records));
             }
             auto links = out.complete ? c.query("SELECT key, canonical FROM cache_links")
-                                      : c.query("SELECT key, canonical FROM cache_links WHERE canonical IN "
-                                                "(SELECT canonical FROM cache_records ORDER BY used DESC LIMIT ?)", limit);
+                                      : c.query(
+                                            "SELECT key, canonical FROM cache_links WHERE canonical IN "
+                                            "(SELECT canonical FROM cache_records ORDER BY used DESC LIMIT ?)",
+                                            limit);
             while (links.next()) out.links.push_back({links.digest(0), links.digest(1)});
             return out;
         });
@@ -84,14 +87,16 @@ public:
 
     std::optional<record> find(const digest& key) override {
         return file_->read([&key](db::connection& c) -> std::optional<record> {
-            auto found = c.query("SELECT r.canonical, r.result, r.created, r.used FROM cache_links l JOIN cache_records r USING (canonical) WHERE l.key = ?", key);
+            auto found = c.query(
+                "SELECT r.canonical, r.result, r.created, r.used FROM cache_links l JOIN cache_records r USING (canonical) WHERE l.key = ?", key);
             if (!found.next()) return std::nullopt;
             return row(found);
         });
     }
 
     std::vector<memo_entry> load_memos(std::int64_t oldest_day) override {
-        const bool old = file_->read([=](db::connection& c) { return c.query("SELECT 1 FROM cache_files WHERE used_day < ? LIMIT 1", oldest_day).next(); });
+        const bool old =
+            file_->read([=](db::connection& c) { return c.query("SELECT 1 FROM cache_files WHERE used_day < ? LIMIT 1", oldest_day).next(); });
         if (old) file_->write([=](db::connection& c) { c.run("DELETE FROM cache_files WHERE used_day < ?", oldest_day); });
         return file_->read([](db::connection& c) {
             std::vector<memo_entry> out;
@@ -107,15 +112,18 @@ public:
         file_->write([&what](db::connection& c) {
             for (const auto& canonical : what.removed) drop(c, canonical);
             for (const auto& r : what.put)
-                c.run("INSERT INTO cache_records (canonical, result, created, used) VALUES (?, ?, ?, ?) "
-                      "ON CONFLICT (canonical) DO UPDATE SET result = excluded.result, used = excluded.used",
-                      r.canonical, r.result, number(r.created), number(r.last_used));
+                c.run(
+                    "INSERT INTO cache_records (canonical, result, created, used) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (canonical) DO UPDATE SET result = excluded.result, used = excluded.used",
+                    r.canonical, r.result, number(r.created), number(r.last_used));
             put_links(c, what.links);
             for (const auto& [canonical, when] : what.touched)
                 c.run("UPDATE cache_records SET used = max(used, ?2) WHERE canonical = ?1", canonical, number(when));
             for (const auto& m : what.memos)
-                c.run("INSERT OR REPLACE INTO cache_files (fs, device, inode, size, mtime, ctime, data, xattrs, used_day) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                      m.key.fs, m.key.device, m.key.inode, m.key.size, m.key.mtime, m.key.ctime, m.value.data, m.value.xattrs, m.used_day);
+                c.run(
+                    "INSERT OR REPLACE INTO cache_files (fs, device, inode, size, mtime, ctime, data, xattrs, used_day) VALUES (?, ?, ?, ?, ?, ?, ?, "
+                    "?, ?)",
+                    m.key.fs, m.key.device, m.key.inode, m.key.size, m.key.mtime, m.key.ctime, m.value.data, m.value.xattrs, m.used_day);
         });
     }
 

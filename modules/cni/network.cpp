@@ -51,7 +51,8 @@ void check_plugin(const json::value& plugin, std::size_t index) {
     if (!plugin.is_object()) throw error{errc::invalid, cat(here, " is no object")};
     const auto type = json::optional_string(plugin.as_object(), "type");
     if (!type || type->empty()) throw error{errc::invalid, cat(here, " has no \"type\"")};
-    if (type->find('/') != std::string::npos || type->front() == '.') throw error{errc::invalid, cat(here, ": the type ", quoted(*type), " is no plain file name")};
+    if (type->find('/') != std::string::npos || type->front() == '.')
+        throw error{errc::invalid, cat(here, ": the type ", quoted(*type), " is no plain file name")};
     if (const auto* ipam = json::optional_object(plugin.as_object(), "ipam"))
         if (const auto name = json::optional_string(*ipam, "type"); name && (name->find('/') != std::string::npos || name->starts_with('.')))
             throw error{errc::invalid, cat(here, ": the ipam type ", quoted(*name), " is no plain file name")};
@@ -65,7 +66,9 @@ plugin_list read_list(const json::value& file) {
     const auto& o = file.as_object();
     plugin_list out;
     const auto name = json::optional_string(o, "name");
-    if (!name || !valid_word(*name)) throw error{errc::invalid, name ? cat("the name ", quoted(*name), " may only have letters, digits, _ . and -") : "the network has no \"name\""};
+    if (!name || !valid_word(*name))
+        throw error{errc::invalid,
+                    name ? cat("the name ", quoted(*name), " may only have letters, digits, _ . and -") : "the network has no \"name\""};
     out.name = *name;
     out.versions = known_versions(o);
     if (const auto* plugins = json::optional_array(o, "plugins")) {
@@ -86,7 +89,8 @@ addresses::ip ip_of(const json::object& o) {
 
 void add_routes(addresses& out, const json::object& o) {
     if (const auto* routes = json::optional_array(o, "routes"))
-        for (const auto& r : *routes) out.routes.push_back({.to = json::string_at(r.as_object(), "dst"), .via = json::optional_string(r.as_object(), "gw").value_or("")});
+        for (const auto& r : *routes)
+            out.routes.push_back({.to = json::string_at(r.as_object(), "dst"), .via = json::optional_string(r.as_object(), "gw").value_or("")});
 }
 
 }  // namespace

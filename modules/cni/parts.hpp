@@ -68,7 +68,7 @@ struct attachment::state {
     cni::addresses addresses;
     call_target target;
     json::value result;
-    std::string entry;         ///< what stands in the ledger
+    std::string entry;        ///< what stands in the ledger
     bool keep_entry = false;  ///< something could not be taken back
     bool poolable = false;
 };

@@ -47,7 +47,8 @@ std::vector<std::string> environment(const std::string& command, const call_targ
 }
 
 /// What the plugin gets on its standard input.
-std::string request(json::object plugin, const plugin_list& list, const std::string& version, const call_target& target, const json::value& previous) {
+std::string request(json::object plugin, const plugin_list& list, const std::string& version, const call_target& target,
+                    const json::value& previous) {
     json::object chosen;
     if (const auto* declared = json::optional_object(plugin, "capabilities"))
         for (const auto& m : declared->members())
@@ -68,20 +69,22 @@ std::string said(std::string_view text) {
     std::string out;
     for (const char c : text.size() > shown_stderr ? text.substr(text.size() - shown_stderr) : text) {
         const bool blank = static_cast<unsigned char>(c) < 0x20 || c == 0x7f;
-        if (!blank) out += c;
-        else if (!out.empty() && out.back() != ' ') out += ' ';
+        if (!blank)
+            out += c;
+        else if (!out.empty() && out.back() != ' ')
+            out += ' ';
     }
     return cat("; it said: ", out);
 }
 
 errc kind_of(std::int64_t code) {
     switch (code) {
-        case 1:                          // incompatible version
-        case 2:                          // unsupported field
-        case 4:                          // bad environment
-        case 6:                          // undecodable
-        case 7: return errc::invalid;    // bad configuration
-        case 11:                         // try again later
+        case 1:                        // incompatible version
+        case 2:                        // unsupported field
+        case 4:                        // bad environment
+        case 6:                        // undecodable
+        case 7: return errc::invalid;  // bad configuration
+        case 11:                       // try again later
         case 50:
         case 51: return errc::unavailable;
         default: return errc::io;
@@ -104,7 +107,8 @@ error failure(const std::string& what, const process::output& out) {
 
 }  // namespace
 
-caller::caller(process::spawner& programs, std::vector<std::string> dirs, nanoseconds limit) : programs_(&programs), dirs_(std::move(dirs)), limit_(limit) {}
+caller::caller(process::spawner& programs, std::vector<std::string> dirs, nanoseconds limit)
+    : programs_(&programs), dirs_(std::move(dirs)), limit_(limit) {}
 
 std::string caller::find(std::string_view type) const {
     for (const auto& dir : dirs_)
@@ -127,8 +131,9 @@ async::task<std::string> caller::negotiate(plugin_list list) const {
         const auto speaks = json::strings_at(answer.as_object(), "supportedVersions");
         std::erase_if(left, [&](const auto& v) { return std::find(speaks.begin(), speaks.end(), v) == speaks.end(); });
         if (left.empty())
-            throw error{errc::invalid, cat("the CNI plugin ", find(json::string_at(list.plugins[i].as_object(), "type")), " speaks none of the versions that network ",
-                                           quoted(list.name), " allows: ", joined(list.versions, ", "))};
+            throw error{errc::invalid,
+                        cat("the CNI plugin ", find(json::string_at(list.plugins[i].as_object(), "type")),
+                            " speaks none of the versions that network ", quoted(list.name), " allows: ", joined(list.versions, ", "))};
     }
     co_return left.front();
 }
@@ -160,8 +165,10 @@ async::task<json::value> caller::call(std::string command, json::object plugin, 
     std::string complaint;
     try {
         auto answer = json::parse(out.out);
-        if (command == "ADD") (void)addresses_of(answer);
-        else (void)json::strings_at(answer.as_object(), "supportedVersions");
+        if (command == "ADD")
+            (void)addresses_of(answer);
+        else
+            (void)json::strings_at(answer.as_object(), "supportedVersions");
         co_return answer;
     } catch (const error& e) {
         complaint = e.what();

@@ -46,7 +46,9 @@ bool valid_id(std::string_view id) {
 std::optional<std::string> read_text(const std::string& file) {
     const unique_fd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!fd && errno == ENOENT) return std::nullopt;
-    const auto bad = [&](int reason) { return error{errc::invalid, cat("cannot read the CNI configuration ", file, ": ", std::generic_category().message(reason))}; };
+    const auto bad = [&](int reason) {
+        return error{errc::invalid, cat("cannot read the CNI configuration ", file, ": ", std::generic_category().message(reason))};
+    };
     if (!fd) throw bad(errno);
     std::string out;
     std::array<char, 16384> block;
@@ -102,7 +104,8 @@ private:
 };
 
 json::object ledger_entry(const caller& plugins, const plugin_list& list, const std::string& version, const call_target& target, nanoseconds limit) {
-    json::object out{{"kind", "cni"}, {"id", target.id}, {"dirs", plugins.dirs()}, {"limit", limit.count()}, {"list", json::parse(list_text(list, version))}};
+    json::object out{
+        {"kind", "cni"}, {"id", target.id}, {"dirs", plugins.dirs()}, {"limit", limit.count()}, {"list", json::parse(list_text(list, version))}};
     if (!target.hostname.empty()) out.set("hostname", target.hostname);
     if (!target.capabilities.empty()) out.set("capabilities", target.capabilities);
     return out;
@@ -160,7 +163,8 @@ private:
 
     static call_target target_of(std::string id, const attach_args& args) {
         if (!valid_id(id)) throw error{errc::invalid, cat("not an identifier for a network attachment: ", quoted(id))};
-        if (args.hostname.find_first_of(";=\n") != std::string::npos) throw error{errc::invalid, cat("the host name ", quoted(args.hostname), " cannot be handed to CNI plugins")};
+        if (args.hostname.find_first_of(";=\n") != std::string::npos)
+            throw error{errc::invalid, cat("the host name ", quoted(args.hostname), " cannot be handed to CNI plugins")};
         call_target out{.id = std::move(id), .hostname = args.hostname};
         if (!args.capabilities.empty()) out.capabilities = json::parse(args.capabilities).as_object();
         return out;
@@ -261,8 +265,10 @@ async::task<std::unique_ptr<provider>> make_provider(async::runtime& rt, process
     const std::string file = o.config_path.value_or(default_config);
     auto text = co_await rt.pool().run([file] { return read_text(file); });
     if (text) co_return co_await make_cni(rt, programs, std::move(o), file, std::move(*text));
-    if (o.config_path) throw error{errc::invalid, cat("the CNI configuration ", file, " does not exist; create it or take cniConfigPath out of the configuration")};
-    if (o.mode == mode::cni) throw error{errc::invalid, cat("the network mode is cni, but there is no CNI configuration ", file, "; create it or set cniConfigPath")};
+    if (o.config_path)
+        throw error{errc::invalid, cat("the CNI configuration ", file, " does not exist; create it or take cniConfigPath out of the configuration")};
+    if (o.mode == mode::cni)
+        throw error{errc::invalid, cat("the network mode is cni, but there is no CNI configuration ", file, "; create it or set cniConfigPath")};
     log(log_level::warning, cat("steps use the host's network: there is no CNI configuration ", file));
     co_return make_host_provider();
 }

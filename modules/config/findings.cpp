@@ -106,8 +106,16 @@ void judge_unbuilt(reading& r) {
 }
 
 std::string architecture_of(std::string_view text) {
-    static constexpr std::array<std::pair<std::string_view, std::string_view>, 10> names{{{"x86_64", "amd64"}, {"x86-64", "amd64"}, {"aarch64", "arm64"},
-        {"armhf", "arm"}, {"armel", "arm"}, {"armv7l", "arm"}, {"armv6l", "arm"}, {"i386", "386"}, {"i686", "386"}, {"loongarch64", "loong64"}}};
+    static constexpr std::array<std::pair<std::string_view, std::string_view>, 10> names{{{"x86_64", "amd64"},
+                                                                                          {"x86-64", "amd64"},
+                                                                                          {"aarch64", "arm64"},
+                                                                                          {"armhf", "arm"},
+                                                                                          {"armel", "arm"},
+                                                                                          {"armv7l", "arm"},
+                                                                                          {"armv6l", "arm"},
+                                                                                          {"i386", "386"},
+                                                                                          {"i686", "386"},
+                                                                                          {"loongarch64", "loong64"}}};
     const std::string lower = to_lower(text);
     for (const auto& [from, to] : names)
         if (lower == from) return std::string(to);
@@ -124,7 +132,8 @@ void judge_platforms(reading& r, const worker_table& w, const std::string& path)
         const bool linux_arch = parts.size() > 1 && to_lower(parts[0]) == "linux" && architecture_of(parts[1]) == own;
         if (linux_arch || (parts.size() == 1 && (to_lower(parts[0]) == "linux" || architecture_of(parts[0]) == own))) return;
     }
-    r.report(severity::error, errc::invalid, cat(name_of(r, path), ": the list must hold this machine's own platform, linux/", own), line_of(r, path));
+    r.report(severity::error, errc::invalid, cat(name_of(r, path), ": the list must hold this machine's own platform, linux/", own),
+             line_of(r, path));
 }
 
 void judge_pairs(reading& r) {
@@ -144,7 +153,9 @@ void judge_pairs(reading& r) {
 /// The text of a file, or nothing when it is missing and may be.
 std::optional<std::string> read_text(const std::filesystem::path& file, bool must_exist) {
     constexpr std::size_t limit = std::size_t{1} << 20;
-    const auto bad = [&](std::string_view why) { return error{errc::invalid, cat("cannot read the configuration file ", file.string(), ": ", why)}.at({file.string(), 0}); };
+    const auto bad = [&](std::string_view why) {
+        return error{errc::invalid, cat("cannot read the configuration file ", file.string(), ": ", why)}.at({file.string(), 0});
+    };
     const unique_fd fd(::open(file.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
     if (!fd) {
         const int reason = errno;
@@ -207,8 +218,11 @@ void judge(reading& r) {
     judge_platforms(r, r.config.oci, "worker.oci.platforms");
     judge_pairs(r);
     if (r.config.oci.enabled == false)
-        r.report(severity::error, errc::invalid, cat(name_of(r, "worker.oci.enabled"), ": false leaves no worker to build with"), line_of(r, "worker.oci.enabled"));
-    const auto rank = [](const diagnostic& d) { return std::tuple(d.level == severity::error ? 0 : 1, d.where ? d.where->line : 0U, std::string_view(d.message)); };
+        r.report(severity::error, errc::invalid, cat(name_of(r, "worker.oci.enabled"), ": false leaves no worker to build with"),
+                 line_of(r, "worker.oci.enabled"));
+    const auto rank = [](const diagnostic& d) {
+        return std::tuple(d.level == severity::error ? 0 : 1, d.where ? d.where->line : 0U, std::string_view(d.message));
+    };
     std::sort(r.findings.begin(), r.findings.end(), [&](const auto& a, const auto& b) { return rank(a) < rank(b); });
 }
 

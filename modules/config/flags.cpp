@@ -120,8 +120,10 @@ void apply_keep_storage(const flag_setter& set, const std::string& flag, const s
 
 void apply_worker(const flag_setter& set, const worker_overrides& o, worker_table& w, const std::string& path, const std::string& flag,
                   const std::string& short_flag) {
-    if (o.enabled == "auto") w.enabled.reset();
-    else set(flag, o.enabled);
+    if (o.enabled == "auto")
+        w.enabled.reset();
+    else
+        set(flag, o.enabled);
     set(flag + "-labels", o.labels);
     set(flag + "-platform", o.platforms);
     set(flag + "-snapshotter", o.snapshotter);
@@ -142,8 +144,7 @@ void apply_group(reading& r, const flag_setter& set, const std::optional<std::st
     if (!group) return;
     if (whole(*group)) return set("--group", group);
     r.config.grpc.group = *group;
-    if (find_unbuilt("grpc.gid") != nullptr)
-        r.report(severity::warning, errc::unsupported, "not supported yet and ignored: --group", std::nullopt);
+    if (find_unbuilt("grpc.gid") != nullptr) r.report(severity::warning, errc::unsupported, "not supported yet and ignored: --group", std::nullopt);
 }
 
 }  // namespace
@@ -217,9 +218,12 @@ std::string assign_integer(const field& f, std::int64_t value) {
     if (const auto* p = std::get_if<folded_space>(&f.where)) return bytes(*p);
     if (std::holds_alternative<nanoseconds*>(f.where)) return assign_text(f, cat(value));
     if (f.least && value < *f.least) return limit_text(f);
-    if (const auto* p = std::get_if<std::int64_t*>(&f.where)) **p = value;
-    else if (const auto* q = std::get_if<std::optional<std::int64_t>*>(&f.where)) **q = value;
-    else return cat("expected ", type_of(f.where));
+    if (const auto* p = std::get_if<std::int64_t*>(&f.where))
+        **p = value;
+    else if (const auto* q = std::get_if<std::optional<std::int64_t>*>(&f.where))
+        **q = value;
+    else
+        return cat("expected ", type_of(f.where));
     return {};
 }
 
@@ -247,8 +251,10 @@ void apply_flags(reading& r, const overrides& o) {
     const flag_setter set(r);
     auto& c = r.config;
     set("--root", o.root);
-    if (o.trace.value_or(false)) c.log.level = log_level::trace;
-    else if (o.debug.value_or(false)) c.log.level = log_level::debug;
+    if (o.trace.value_or(false))
+        c.log.level = log_level::trace;
+    else if (o.debug.value_or(false))
+        c.log.level = log_level::debug;
     set("--log-level", o.log_level);
     set("--log-format", o.log_format);
     set("--proxy-network", o.proxy_network);

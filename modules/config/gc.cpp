@@ -42,7 +42,9 @@ std::vector<gc_rule> gc_rules(const gc_settings& settings, std::uint64_t total_b
     return {{.filters = {"type==source.local", "type==exec.cachemount", "type==source.git.checkout"},
              .keep_duration = std::chrono::hours{48},
              .max_used_space = 512'000'000},
-            old, caps, everything};
+            old,
+            caps,
+            everything};
 }
 
 }  // namespace cobuild::config

@@ -104,16 +104,18 @@ private:
         }
         const auto near = nearest(key.str(), names);
         const std::string path = join_key(prefix, key.str());
-        std::string message = twice ? cat(path, ": ignored, the key stands here twice in different letter case") : cat(path, ": unknown key, ignored");
-        if (!twice && prefix.empty() && key.str() == "ghacache") message += "; the table is called cache.gha";
-        else if (!twice && !near.empty()) message += cat("; perhaps ", join_key(prefix, near), " is meant");
+        std::string message =
+            twice ? cat(path, ": ignored, the key stands here twice in different letter case") : cat(path, ": unknown key, ignored");
+        if (!twice && prefix.empty() && key.str() == "ghacache")
+            message += "; the table is called cache.gha";
+        else if (!twice && !near.empty())
+            message += cat("; perhaps ", join_key(prefix, near), " is meant");
         r_.report(severity::warning, errc::invalid, std::move(message), key.source().begin.line);
     }
 
     void value(const toml::node& node, const std::string& path, const field& f) {
         if (!std::holds_alternative<sub_table>(f.where)) r_.lines[path] = node.source().begin.line;
-        if (!f.instead.empty())
-            r_.report(severity::warning, errc::invalid, cat(path, ": deprecated, write ", f.instead), node.source().begin.line);
+        if (!f.instead.empty()) r_.report(severity::warning, errc::invalid, cat(path, ": deprecated, write ", f.instead), node.source().begin.line);
         if (const auto* sub = std::get_if<sub_table>(&f.where)) {
             const auto* t = node.as_table();
             if (t == nullptr) return wrong_type(node, path, "a table");
@@ -183,8 +185,10 @@ private:
         const auto* t = node.as_table();
         if (t == nullptr) return wrong_type(node, path, "a table of strings");
         for (const auto& [key, item] : *t) {
-            if (const auto* text = item.as_string()) out[std::string(key.str())] = text->get();
-            else wrong_type(item, join_key(path, key.str()), "a string");
+            if (const auto* text = item.as_string())
+                out[std::string(key.str())] = text->get();
+            else
+                wrong_type(item, join_key(path, key.str()), "a string");
         }
     }
 
@@ -196,10 +200,14 @@ private:
 
     void plain_value(const toml::node& node, const std::string& path, const field& f) {
         std::string complaint;
-        if (const auto* text = node.as_string(); text != nullptr && takes_text(f.where)) complaint = assign_text(f, text->get());
-        else if (const auto* number = node.as_integer(); number != nullptr && takes_integer(f.where)) complaint = assign_integer(f, number->get());
-        else if (const auto* truth = node.as_boolean(); truth != nullptr && takes_truth(f.where)) complaint = assign_text(f, truth->get() ? "true" : "false");
-        else return wrong_type(node, path, type_of(f.where));
+        if (const auto* text = node.as_string(); text != nullptr && takes_text(f.where))
+            complaint = assign_text(f, text->get());
+        else if (const auto* number = node.as_integer(); number != nullptr && takes_integer(f.where))
+            complaint = assign_integer(f, number->get());
+        else if (const auto* truth = node.as_boolean(); truth != nullptr && takes_truth(f.where))
+            complaint = assign_text(f, truth->get() ? "true" : "false");
+        else
+            return wrong_type(node, path, type_of(f.where));
         if (!complaint.empty()) wrong(node, path, cat(shown(node), ": ", complaint));
     }
 
@@ -252,8 +260,10 @@ unsigned breaking_line(std::string_view text) {
     std::size_t high = ends.size() - 1;
     while (low < high) {
         const auto middle = low + (high - low) / 2;
-        if (breaks(text.substr(0, ends[middle]))) high = middle;
-        else low = middle + 1;
+        if (breaks(text.substr(0, ends[middle])))
+            high = middle;
+        else
+            low = middle + 1;
     }
     return static_cast<unsigned>(low + 1);
 }

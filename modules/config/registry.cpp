@@ -43,8 +43,10 @@ registry_host host_with(const configuration& config, std::string host, std::stri
     const auto found = config.registries.find(std::string(section));
     const registry_table table = found == config.registries.end() ? registry_table{} : found->second;
     const bool http = table.http.value_or(is_loopback(section));
-    if (table.insecure.value_or(false)) out.scheme = http ? transport::https_then_http : transport::https_unverified;
-    else out.scheme = http ? transport::http : transport::https;
+    if (table.insecure.value_or(false))
+        out.scheme = http ? transport::https_then_http : transport::https_unverified;
+    else
+        out.scheme = http ? transport::http : transport::https;
     out.ca = table.ca;
     out.key_pairs = table.key_pairs;
     out.tls_config_dirs = table.tls_config_dirs;

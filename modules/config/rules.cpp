@@ -114,7 +114,9 @@ std::string filter_rule(std::string_view text) {
         const auto name = text.substr(start, at - start);
         bool found = false;
         for (const auto k : known) found = found || k == name;
-        if (!found) return cat("names no field of a cache record at ", quoted(text.substr(start)), "; there are id, parents, description, inuse, mutable, immutable, type, shared and private");
+        if (!found)
+            return cat("names no field of a cache record at ", quoted(text.substr(start)),
+                       "; there are id, parents, description, inuse, mutable, immutable, type, shared and private");
         const auto op = text.substr(at, 2);
         if (op == "==" || op == "!=" || op == "~=") {
             at += 2;

@@ -118,9 +118,12 @@ fields key_pair_fields(key_pair& p) { return {{"key", &p.key}, {"cert", &p.cert}
 
 fields registry_fields(registry_table& r) {
     return {
-        {"mirrors", &r.mirrors, "", mirror_rule}, {"http", &r.http},
-        {"insecure", &r.insecure},                {"ca", &r.ca},
-        {"keypair", array_of(r.key_pairs, key_pair_fields)}, {"tlsconfigdir", &r.tls_config_dirs},
+        {"mirrors", &r.mirrors, "", mirror_rule},
+        {"http", &r.http},
+        {"insecure", &r.insecure},
+        {"ca", &r.ca},
+        {"keypair", array_of(r.key_pairs, key_pair_fields)},
+        {"tlsconfigdir", &r.tls_config_dirs},
     };
 }
 
@@ -228,16 +231,19 @@ fields schema(configuration& c) {
         {"cdi", table({{"disabled", &c.cdi.disabled, "--cdi-disabled"},
                        {"specDirs", &c.cdi.spec_dirs, "--cdi-spec-dir"},
                        {"autoAllowed", &c.cdi.auto_allowed}})},
-        {"dns", table({{"nameservers", &c.dns.nameservers, "", nameserver_rule}, {"options", &c.dns.options}, {"searchDomains", &c.dns.search_domains}})},
-        {"history", table({{.key = "maxAge", .where = &c.history.max_age, .least = 0},
-                           {.key = "maxEntries", .where = &c.history.max_entries, .least = 0}})},
-        {"frontend", table({{"dockerfile.v0", table({{"enabled", &c.frontend.dockerfile_enabled}})},
-                            {"gateway.v0", table({{"enabled", &c.frontend.gateway_enabled}, {"allowedRepositories", &c.frontend.allowed_repositories}})}})},
+        {"dns",
+         table({{"nameservers", &c.dns.nameservers, "", nameserver_rule}, {"options", &c.dns.options}, {"searchDomains", &c.dns.search_domains}})},
+        {"history",
+         table({{.key = "maxAge", .where = &c.history.max_age, .least = 0}, {.key = "maxEntries", .where = &c.history.max_entries, .least = 0}})},
+        {"frontend",
+         table({{"dockerfile.v0", table({{"enabled", &c.frontend.dockerfile_enabled}})},
+                {"gateway.v0", table({{"enabled", &c.frontend.gateway_enabled}, {"allowedRepositories", &c.frontend.allowed_repositories}})}})},
         {"system", table({{"platformsCacheMaxAge", &c.system.platforms_cache_max_age},
                           {.key = "maxRegistryConcurrency", .where = &c.system.max_registry_concurrency, .least = 1}})},
-        {"cache", table({{"gha", table({{"sign", table({{"command", &c.gha_cache.sign_command}})},
-                                        {"verify", table({{"required", &c.gha_cache.verify_required},
-                                                          {"policy", free_table{&c.gha_cache.verify_policy}}})}})}})},
+        {"cache",
+         table({{"gha",
+                 table({{"sign", table({{"command", &c.gha_cache.sign_command}})},
+                        {"verify", table({{"required", &c.gha_cache.verify_required}, {"policy", free_table{&c.gha_cache.verify_policy}}})}})}})},
         {"worker", table({{"oci", table(oci_fields(c.oci))}, {"containerd", table(containerd_fields(c.containerd))}})},
         {"registry", registries_of(c.registries)},
     };

@@ -92,7 +92,7 @@ struct frontend_table {
 
 struct system_table {
     nanoseconds platforms_cache_max_age = std::chrono::seconds{20};  ///< negative: never looked up again
-    std::int64_t max_registry_concurrency = 4;                        ///< connections per registry, at least 1
+    std::int64_t max_registry_concurrency = 4;                       ///< connections per registry, at least 1
     bool operator==(const system_table&) const = default;
 };
 
@@ -113,9 +113,9 @@ struct gc_policy {
 };
 
 struct gc_settings {
-    bool enabled = true;                                       ///< `gc`
+    bool enabled = true;                                        ///< `gc`
     disk_space reserved_space, max_used_space, min_free_space;  ///< all empty: see default_caps
-    std::vector<gc_policy> policies;                           ///< not empty: they replace the default ones
+    std::vector<gc_policy> policies;                            ///< not empty: they replace the default ones
     bool operator==(const gc_settings&) const = default;
 };
 
@@ -163,9 +163,9 @@ struct key_pair {
 
 /// `[registry."<domain>"]`; the domain is the one of the image reference ("docker.io" for the Hub).
 struct registry_table {
-    std::vector<std::string> mirrors;    ///< "[scheme://]host[:port][/path]"; the scheme is ignored
+    std::vector<std::string> mirrors;  ///< "[scheme://]host[:port][/path]"; the scheme is ignored
     std::optional<bool> http, insecure;
-    std::vector<std::string> ca;         ///< PEM files added to the system's
+    std::vector<std::string> ca;  ///< PEM files added to the system's
     std::vector<key_pair> key_pairs;
     std::vector<std::string> tls_config_dirs;
     bool operator==(const registry_table&) const = default;
@@ -205,13 +205,13 @@ struct diagnostic {
 };
 
 struct worker_overrides {
-    std::optional<std::string> enabled;                  ///< "true", "false" or "auto"
-    std::optional<std::vector<std::string>> labels;      ///< "k=v"; replace the file's
+    std::optional<std::string> enabled;              ///< "true", "false" or "auto"
+    std::optional<std::vector<std::string>> labels;  ///< "k=v"; replace the file's
     std::optional<std::vector<std::string>> platforms;
     std::optional<std::string> snapshotter;
     std::optional<bool> rootless, gc;
-    std::optional<std::string> gc_keep_storage;          ///< "Reserved[,Free[,Max]]" in units of 10^6 bytes
-    std::optional<std::string> network;                  ///< auto, cni, host, none or bridge
+    std::optional<std::string> gc_keep_storage;  ///< "Reserved[,Free[,Max]]" in units of 10^6 bytes
+    std::optional<std::string> network;          ///< auto, cni, host, none or bridge
     std::optional<std::string> cni_config_path, cni_binary_dir;
     std::optional<std::int64_t> cni_pool_size;
     std::optional<std::string> apparmor_profile;

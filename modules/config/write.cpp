@@ -132,29 +132,28 @@ std::string join_key(std::string_view prefix, std::string_view key) {
 std::optional<std::string> value_text(const slot& s) {
     using result = std::optional<std::string>;
     const auto truth = [](bool b) { return std::string(b ? "true" : "false"); };
-    return std::visit(
-        overloaded{
-            [&](bool* p) -> result { return truth(*p); },
-            [&](std::optional<bool>* p) -> result { return *p ? result(truth(**p)) : result(); },
-            [](std::int64_t* p) -> result { return cat(*p); },
-            [](std::optional<std::int64_t>* p) -> result { return *p ? result(cat(**p)) : result(); },
-            [](std::string* p) -> result { return toml_text(*p); },
-            [](std::optional<std::string>* p) -> result { return *p ? result(toml_text(**p)) : result(); },
-            [](std::vector<std::string>* p) -> result { return list_text(*p); },
-            [](std::map<std::string, std::string>* p) -> result { return map_text(*p, false); },
-            [](disk_space* p) -> result {
-                if (p->empty()) return std::nullopt;
-                return p->percent != 0 ? cat("\"", p->percent, "%\"") : cat(p->bytes);
-            },
-            [](nanoseconds* p) -> result { return toml_text(format_duration(*p)); },
-            [](const word& w) -> result {
-                const auto text = w.get();
-                return text ? result(toml_text(*text)) : result();
-            },
-            [](const free_table& t) -> result { return map_text(*t.values, true); },
-            [](const auto&) -> result { return std::nullopt; },
-        },
-        s);
+    return std::visit(overloaded{
+                          [&](bool* p) -> result { return truth(*p); },
+                          [&](std::optional<bool>* p) -> result { return *p ? result(truth(**p)) : result(); },
+                          [](std::int64_t* p) -> result { return cat(*p); },
+                          [](std::optional<std::int64_t>* p) -> result { return *p ? result(cat(**p)) : result(); },
+                          [](std::string* p) -> result { return toml_text(*p); },
+                          [](std::optional<std::string>* p) -> result { return *p ? result(toml_text(**p)) : result(); },
+                          [](std::vector<std::string>* p) -> result { return list_text(*p); },
+                          [](std::map<std::string, std::string>* p) -> result { return map_text(*p, false); },
+                          [](disk_space* p) -> result {
+                              if (p->empty()) return std::nullopt;
+                              return p->percent != 0 ? cat("\"", p->percent, "%\"") : cat(p->bytes);
+                          },
+                          [](nanoseconds* p) -> result { return toml_text(format_duration(*p)); },
+                          [](const word& w) -> result {
+                              const auto text = w.get();
+                              return text ? result(toml_text(*text)) : result();
+                          },
+                          [](const free_table& t) -> result { return map_text(*t.values, true); },
+                          [](const auto&) -> result { return std::nullopt; },
+                      },
+                      s);
 }
 
 std::map<std::string, std::string> flatten(const fields& all) {

@@ -22,7 +22,8 @@ namespace {
 std::string encode(const std::map<std::string, std::string>& labels) {
     std::string out;
     for (const auto& [key, value] : labels) {
-        if (key.find('\0') != std::string::npos || value.find('\0') != std::string::npos) throw error{errc::invalid, cat("the label ", quoted(key), " holds a NUL character")};
+        if (key.find('\0') != std::string::npos || value.find('\0') != std::string::npos)
+            throw error{errc::invalid, cat("the label ", quoted(key), " holds a NUL character")};
         out.append(key).append(1, '\0').append(value).append(1, '\0');
     }
     return out;
@@ -51,7 +52,8 @@ void store::put_image(const image& i) {
     const auto labels = encode(i.labels);
     impl_->dir->database().write(
         [&](db::connection& c) {
-            c.run("INSERT OR REPLACE INTO images VALUES(?,?,?,?,?)", i.name, i.target, i.descriptor, i.created.time_since_epoch().count(), bytes_of(labels));
+            c.run("INSERT OR REPLACE INTO images VALUES(?,?,?,?,?)", i.name, i.target, i.descriptor, i.created.time_since_epoch().count(),
+                  bytes_of(labels));
         },
         db::durability::full);
 }

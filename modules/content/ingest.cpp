@@ -108,7 +108,8 @@ int draft::fd() const noexcept { return state_->file.get(); }
 
 writer store::ingest(std::uint64_t size_hint) {
     auto s = std::make_unique<writer::state>(impl_);
-    if (size_hint > 0 && ::fallocate(s->file.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<::off_t>(size_hint)) != 0 && (errno == ENOSPC || errno == EDQUOT)) {
+    if (size_hint > 0 && ::fallocate(s->file.get(), FALLOC_FL_KEEP_SIZE, 0, static_cast<::off_t>(size_hint)) != 0 &&
+        (errno == ENOSPC || errno == EDQUOT)) {
         throw_errno(cat("cannot write ", s->path()));
     }
     return writer(std::move(s));

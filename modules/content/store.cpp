@@ -28,7 +28,8 @@ namespace cobuild::content {
 namespace {
 
 constexpr std::array<std::string_view, 1> schema{
-    "CREATE TABLE images(name TEXT PRIMARY KEY, target BLOB NOT NULL, descriptor TEXT NOT NULL, created INTEGER NOT NULL, labels BLOB NOT NULL) WITHOUT ROWID;"
+    "CREATE TABLE images(name TEXT PRIMARY KEY, target BLOB NOT NULL, descriptor TEXT NOT NULL, created INTEGER NOT NULL, labels BLOB NOT NULL) "
+    "WITHOUT ROWID;"
     "CREATE TABLE roots(name TEXT NOT NULL, digest BLOB NOT NULL, PRIMARY KEY(name, digest)) WITHOUT ROWID"};
 
 void write_layout(int dirfd) {
@@ -58,7 +59,10 @@ void write_all(int fd, const std::byte* data, std::size_t n, const std::string& 
 }
 
 store::impl::impl(std::shared_ptr<state::directory> d)
-    : dir(std::move(d)), blobs(dir->subdir("content/blobs/sha256")), ingests(dir->subdir("content/ingest")), path(dir->root() + "/content"),
+    : dir(std::move(d)),
+      blobs(dir->subdir("content/blobs/sha256")),
+      ingests(dir->subdir("content/ingest")),
+      path(dir->root() + "/content"),
       pins(dir->fd(), "content/pins") {
     write_layout(dir->subdir("content").get());
     dir->database().migrate("content", schema);
@@ -123,7 +127,8 @@ std::string store::read_all(const digest& d, std::uint64_t limit) const {
         have += static_cast<std::size_t>(n);
     }
     out.resize(have);
-    if (const auto real = digest::of(out); real != d) throw error{errc::corrupt, cat("the stored blob ", d.str(), " is damaged: its bytes are ", real.str(), ": remove ", impl_->file_of(d))};
+    if (const auto real = digest::of(out); real != d)
+        throw error{errc::corrupt, cat("the stored blob ", d.str(), " is damaged: its bytes are ", real.str(), ": remove ", impl_->file_of(d))};
     return out;
 }
 
@@ -146,7 +151,10 @@ std::vector<blob_info> store::list() const {
         struct stat st{};
         if (!d || ::fstatat(fd, e->d_name, &st, AT_SYMLINK_NOFOLLOW) != 0) continue;
         const auto since = std::chrono::seconds(st.st_mtim.tv_sec) + nanoseconds(st.st_mtim.tv_nsec);
-        out.push_back({.digest = *d, .size = static_cast<std::uint64_t>(st.st_size), .last_used = time_point(since), .pinned = impl_->pins.pinned(number_of(*d))});
+        out.push_back({.digest = *d,
+                       .size = static_cast<std::uint64_t>(st.st_size),
+                       .last_used = time_point(since),
+                       .pinned = impl_->pins.pinned(number_of(*d))});
     }
     return out;
 }

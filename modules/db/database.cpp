@@ -84,7 +84,8 @@ database::~database() {
 
 database::scope::scope(database& owner, bool write, durability d) : owner_(owner) {
     auto& s = *owner_.state_;
-    if (s.process != ::getpid()) throw error{errc::internal, cat("the database ", s.file.file, " was opened before a fork and must not be used after it")};
+    if (s.process != ::getpid())
+        throw error{errc::internal, cat("the database ", s.file.file, " was opened before a fork and must not be used after it")};
     s.busy.lock();
     try {
         if (write && d == durability::full) s.link.run("PRAGMA synchronous=FULL");
@@ -137,7 +138,8 @@ void database::migrate(std::string_view module, std::span<const std::string_view
 void database::checkpoint() {
     auto& s = *state_;
     const std::lock_guard lock(s.busy);
-    if (sqlite3_wal_checkpoint_v2(s.file.db, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) != SQLITE_OK) fail(s.file.db, s.file.file, "writing back the log");
+    if (sqlite3_wal_checkpoint_v2(s.file.db, nullptr, SQLITE_CHECKPOINT_TRUNCATE, nullptr, nullptr) != SQLITE_OK)
+        fail(s.file.db, s.file.file, "writing back the log");
 }
 
 void database::check() {

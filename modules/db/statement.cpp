@@ -131,7 +131,8 @@ std::int64_t connection::run_list(std::string_view sql, std::initializer_list<ar
 
 void connection::script(std::string_view sql) {
     const std::string text(sql);
-    if (sqlite3_exec(open_file(handle_).db, text.c_str(), nullptr, nullptr, nullptr) != SQLITE_OK) fail(open_file(handle_).db, open_file(handle_).file, text);
+    if (sqlite3_exec(open_file(handle_).db, text.c_str(), nullptr, nullptr, nullptr) != SQLITE_OK)
+        fail(open_file(handle_).db, open_file(handle_).file, text);
 }
 
 std::int64_t connection::last_id() const { return sqlite3_last_insert_rowid(open_file(handle_).db); }

@@ -22,8 +22,8 @@ using namespace detail;
 
 namespace {
 
-constexpr std::array<std::string_view, 10> secret_words{"apikey", "auth", "credential", "credentials", "key",
-                                                        "password", "pword", "passwd", "secret", "token"};
+constexpr std::array<std::string_view, 10> secret_words{"apikey",   "auth",  "credential", "credentials", "key",
+                                                        "password", "pword", "passwd",     "secret",      "token"};
 constexpr std::array<std::string_view, 3> harmless_words{"public", "file", "version"};
 
 bool looks_secret(std::string_view name) {
@@ -86,8 +86,10 @@ private:
     void count_casing() {
         std::size_t lower = 0, upper = 0;
         const auto count = [&](const instruction& i) {
-            if (is_lower(i.keyword)) ++lower;
-            else if (is_upper(i.keyword)) ++upper;
+            if (is_lower(i.keyword))
+                ++lower;
+            else if (is_upper(i.keyword))
+                ++upper;
         };
         for (const auto& s : parsed_.stages) {
             count(s.from);
@@ -121,7 +123,8 @@ private:
         if (from.name.empty()) return;
         if (from.name != from.name_written) report(options, check_rule::stage_name_casing, lines, from.name_written);
         const bool lower = is_lower(s.from.keyword), upper = is_upper(s.from.keyword);
-        if ((lower && !is_lower(from.as)) || (upper && !is_upper(from.as))) report(options, check_rule::from_as_casing, lines, s.from.keyword, from.as);
+        if ((lower && !is_lower(from.as)) || (upper && !is_upper(from.as)))
+            report(options, check_rule::from_as_casing, lines, s.from.keyword, from.as);
         if (from.name == "context" || from.name == "scratch") report(options_, check_rule::reserved_stage_name, lines, from.name);
         if (names_.contains(from.name)) report(options_, check_rule::duplicate_stage_name, lines, from.name);
         description("FROM", {from.name}, s.from, options);

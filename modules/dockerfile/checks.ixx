@@ -13,11 +13,28 @@ import :instructions;
 export namespace cobuild::dockerfile {
 
 enum class check_rule {
-    stage_name_casing, from_as_casing, no_empty_continuation, consistent_instruction_casing, duplicate_stage_name,
-    reserved_stage_name, json_args_recommended, maintainer_deprecated, undefined_arg_in_from, workdir_relative_path,
-    undefined_var, multiple_instructions_disallowed, legacy_key_value_format, invalid_base_image_platform,
-    redundant_target_platform, secrets_used_in_arg_or_env, invalid_default_arg_in_from, from_platform_flag_const_disallowed,
-    copy_ignored_file, invalid_definition_description, expose_proto_casing, expose_invalid_format,
+    stage_name_casing,
+    from_as_casing,
+    no_empty_continuation,
+    consistent_instruction_casing,
+    duplicate_stage_name,
+    reserved_stage_name,
+    json_args_recommended,
+    maintainer_deprecated,
+    undefined_arg_in_from,
+    workdir_relative_path,
+    undefined_var,
+    multiple_instructions_disallowed,
+    legacy_key_value_format,
+    invalid_base_image_platform,
+    redundant_target_platform,
+    secrets_used_in_arg_or_env,
+    invalid_default_arg_in_from,
+    from_platform_flag_const_disallowed,
+    copy_ignored_file,
+    invalid_definition_description,
+    expose_proto_casing,
+    expose_invalid_format,
 };
 
 struct rule_info {
@@ -62,8 +79,7 @@ bool enabled(check_rule rule, const check_options& options);
 /// invalid_base_image_platform(image, expected, actual), from_as_casing(from, as), consistent_instruction_casing(keyword,
 /// "uppercase" or "lowercase"), undefined_arg_in_from(name, suggestion), secrets_used_in_arg_or_env("ARG" or "ENV", key),
 /// invalid_definition_description("ARG" or "FROM", name); the others take the one thing that their message names, or nothing.
-warning make_warning(check_rule rule, line_range lines, std::string_view first = {}, std::string_view second = {},
-                     std::string_view third = {});
+warning make_warning(check_rule rule, line_range lines, std::string_view first = {}, std::string_view second = {}, std::string_view third = {});
 
 /// Everything that can be found from the file alone, in order of lines. Comments "check=" above instructions are honoured.
 /// Not reported, for lack of knowledge: UndefinedVar, InvalidBaseImagePlatform, CopyIgnoredFile, and EXPOSE words and WORKDIR

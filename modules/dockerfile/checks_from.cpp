@@ -92,7 +92,9 @@ bool is_domain(std::string_view text) {
 }
 
 bool is_tag(std::string_view text) {
-    const auto word = [](char c) { return (static_cast<unsigned char>(c) < 0x80 && is_letter(static_cast<unsigned char>(c))) || is_digit(c) || c == '_'; };
+    const auto word = [](char c) {
+        return (static_cast<unsigned char>(c) < 0x80 && is_letter(static_cast<unsigned char>(c))) || is_digit(c) || c == '_';
+    };
     return !text.empty() && text.size() <= 128 && word(text.front()) &&
            std::all_of(text.begin(), text.end(), [&](char c) { return word(c) || c == '.' || c == '-'; });
 }
@@ -132,10 +134,10 @@ struct os_arch {
 };
 
 std::optional<os_arch> read_platform(std::string_view text, const std::string& own_arch) {
-    static constexpr std::array<std::string_view, 16> systems{"aix", "android", "darwin", "dragonfly", "freebsd", "hurd", "illumos", "ios",
-                                                              "js", "linux", "nacl", "netbsd", "openbsd", "plan9", "solaris", "windows"};
-    static constexpr std::array<std::string_view, 16> machines{"386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le",
-                                                               "mipsle", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x", "wasm"};
+    static constexpr std::array<std::string_view, 16> systems{"aix", "android", "darwin", "dragonfly", "freebsd", "hurd",  "illumos", "ios",
+                                                              "js",  "linux",   "nacl",   "netbsd",    "openbsd", "plan9", "solaris", "windows"};
+    static constexpr std::array<std::string_view, 16> machines{"386",    "amd64", "arm",     "arm64", "loong64", "mips", "mips64", "mips64le",
+                                                               "mipsle", "ppc64", "ppc64le", "riscv", "riscv64", "s390", "s390x",  "wasm"};
     const auto canonical = [](std::string_view arch) -> std::string {
         const std::string a = to_lower(arch);
         if (a == "x86_64" || a == "x86-64") return "amd64";
@@ -209,8 +211,9 @@ private:
 }  // namespace
 
 const std::vector<std::string_view>& automatic_args() {
-    static const std::vector<std::string_view> names{"TARGETPLATFORM", "TARGETOS", "TARGETOSVERSION", "TARGETARCH", "TARGETVARIANT", "BUILDPLATFORM",
-                                                     "BUILDOS", "BUILDOSVERSION", "BUILDARCH", "BUILDVARIANT", "TARGETSTAGE"};
+    static const std::vector<std::string_view> names{"TARGETPLATFORM", "TARGETOS",      "TARGETOSVERSION", "TARGETARCH",
+                                                     "TARGETVARIANT",  "BUILDPLATFORM", "BUILDOS",         "BUILDOSVERSION",
+                                                     "BUILDARCH",      "BUILDVARIANT",  "TARGETSTAGE"};
     return names;
 }
 

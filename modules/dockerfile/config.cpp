@@ -40,9 +40,10 @@ nanoseconds interval(const flag_values& flags, std::string_view name) {
 }
 
 // Linux' names, without SIG.
-constexpr std::array<std::string_view, 36> signals{
-    "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV",
-    "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX"};
+constexpr std::array<std::string_view, 36> signals{"ABRT", "ALRM",   "BUS",  "CHLD",   "CLD",   "CONT", "FPE",  "HUP",   "ILL",
+                                                   "INT",  "IO",     "IOT",  "KILL",   "PIPE",  "POLL", "PROF", "PWR",   "QUIT",
+                                                   "SEGV", "STKFLT", "STOP", "SYS",    "TERM",  "TRAP", "TSTP", "TTIN",  "TTOU",
+                                                   "URG",  "USR1",   "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ", "RTMIN", "RTMAX"};
 
 struct port_range {
     int first, last;
@@ -50,7 +51,8 @@ struct port_range {
 
 int port_number(std::string_view text, std::string_view word) {
     const auto value = decimal(text);
-    if (!value || *value < 0 || *value > 65535) fail(cat("invalid port ", quoted(text), " in ", quoted(word), ": a port is a number from 0 to 65535"));
+    if (!value || *value < 0 || *value > 65535)
+        fail(cat("invalid port ", quoted(text), " in ", quoted(word), ": a port is a number from 0 to 65535"));
     return *value;
 }
 
@@ -65,9 +67,9 @@ port_range read_range(std::string_view text, std::string_view word) {
 bool is_ipv4(std::string_view text) {
     const auto parts = split(text, '.');
     return parts.size() == 4 && std::all_of(parts.begin(), parts.end(), [](std::string_view p) {
-        const auto v = decimal(p);
-        return v && *v >= 0 && *v <= 255 && p.size() <= 3 && std::all_of(p.begin(), p.end(), is_digit);
-    });
+               const auto v = decimal(p);
+               return v && *v >= 0 && *v <= 255 && p.size() <= 3 && std::all_of(p.begin(), p.end(), is_digit);
+           });
 }
 
 bool is_ipv6(std::string_view text) {
@@ -174,14 +176,16 @@ exposed_ports check_port(std::string_view word) { return read_port(word).marks; 
 instruction_body parse_stopsignal(const node& n, char escape) {
     if (n.args.size() != 1) fail("STOPSIGNAL requires exactly one argument");
     const std::string& signal = n.args.front();
-    if (signal.find('$') == std::string::npos && !is_signal(expand_word(signal, {}, escape).text))
-        fail(cat("invalid signal: ", signal));
+    if (signal.find('$') == std::string::npos && !is_signal(expand_word(signal, {}, escape).text)) fail(cat("invalid signal: ", signal));
     return stopsignal_instruction{signal};
 }
 
 instruction_body parse_healthcheck(const node& n) {
-    static constexpr std::array<flag_spec, 5> known{{{"interval", flag_kind::text}, {"timeout", flag_kind::text}, {"start-period", flag_kind::text},
-                                                     {"start-interval", flag_kind::text}, {"retries", flag_kind::text}}};
+    static constexpr std::array<flag_spec, 5> known{{{"interval", flag_kind::text},
+                                                     {"timeout", flag_kind::text},
+                                                     {"start-period", flag_kind::text},
+                                                     {"start-interval", flag_kind::text},
+                                                     {"retries", flag_kind::text}}};
     const flag_values flags(n, known);
     if (n.args.empty()) fail("HEALTHCHECK requires at least one argument");
     const std::string type = to_upper(n.args.front());

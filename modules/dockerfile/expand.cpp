@@ -23,10 +23,10 @@ namespace {
 
 struct settings {
     char escape = '\\';
-    bool quotes = true;      ///< quotes have a meaning
+    bool quotes = true;  ///< quotes have a meaning
     bool keep_quotes = false;
-    bool keep_unset = false; ///< an unset variable stays as written
-    bool words = false;      ///< split at blanks
+    bool keep_unset = false;  ///< an unset variable stays as written
+    bool words = false;       ///< split at blanks
 };
 
 constexpr char end_of_text = '\0';
@@ -60,8 +60,10 @@ private:
     void plain(std::string_view text, std::size_t depth) {
         if (!settings_.words || depth > 0) return;
         for (const char c : text) {
-            if (is_blank(c)) finish_word();
-            else word_ += c, in_word_ = true;
+            if (is_blank(c))
+                finish_word();
+            else
+                word_ += c, in_word_ = true;
         }
     }
     void literal(std::string_view text, std::size_t depth) {
@@ -180,7 +182,9 @@ private:
         const std::string_view name = take_name();
         if (at_end()) fail("syntax error: missing '}'");
         std::string_view modifier = text_.substr(at_, code_point_size());
-        if (name.empty()) fail(std::string_view("+-?#%/=").find(modifier.front()) != std::string_view::npos ? std::string("syntax error: bad substitution") : unsupported(modifier));
+        if (name.empty())
+            fail(std::string_view("+-?#%/=").find(modifier.front()) != std::string_view::npos ? std::string("syntax error: bad substitution")
+                                                                                              : unsupported(modifier));
         at_ += modifier.size();
         if (modifier == "}") {
             auto value = get(name);

@@ -80,8 +80,8 @@ std::vector<std::string> heredoc_aware_words(std::string_view line) {
     std::vector<std::string> out;
     std::string word;
     bool in_word = false;
-    bool digits = true;      // the word so far is a file descriptor's number
-    unsigned arithmetic = 0; // open "((": there "<<" is a shift
+    bool digits = true;       // the word so far is a file descriptor's number
+    unsigned arithmetic = 0;  // open "((": there "<<" is a shift
     const auto finish = [&] {
         if (in_word) out.push_back(std::exchange(word, {}));
         in_word = false;

@@ -29,7 +29,7 @@ std::string pairs_text(std::string out, const std::vector<key_value>& pairs) {
 
 /// Go's %q of a number: the character of that code between single quotes. BuildKit prints the retries so, by accident.
 std::string go_quote_rune(std::int64_t code) {
-    if (code == '\'' ) return "'\\''";
+    if (code == '\'') return "'\\''";
     if (code == '"') return R"('"')";
     if (code < 0 || code > 126) return cat("'\\U", code, "'");
     std::string text = go_quote(std::string(1, static_cast<char>(code)));
@@ -56,8 +56,8 @@ struct history_text {
     std::string operator()(const entrypoint_instruction& i) const { return cat("ENTRYPOINT ", go_quote_list(i.command.args)); }
     std::string operator()(const healthcheck_instruction& i) const {
         const auto time = [](nanoseconds d) { return go_quote(format_duration(d)); };
-        return cat("HEALTHCHECK &{", go_quote_list(i.test), ' ', time(i.interval), ' ', time(i.timeout), ' ', time(i.start_period), ' ', time(i.start_interval), ' ',
-                   go_quote_rune(i.retries), '}');
+        return cat("HEALTHCHECK &{", go_quote_list(i.test), ' ', time(i.interval), ' ', time(i.timeout), ' ', time(i.start_period), ' ',
+                   time(i.start_interval), ' ', go_quote_rune(i.retries), '}');
     }
     std::string operator()(const copy_instruction& i) const { return paths(i.parents ? "COPY --parents" : "COPY", i); }
     std::string operator()(const add_instruction& i) const { return paths("ADD", i); }
@@ -84,8 +84,10 @@ std::string run_history(const std::vector<std::string>& command, const std::vect
     for (const auto& a : args) {
         const auto [place, fresh] = places.emplace(a.key, words.size());
         std::string word = cat(a.key, '=', a.value);
-        if (fresh) words.push_back(std::move(word));
-        else words[place->second] = std::move(word);
+        if (fresh)
+            words.push_back(std::move(word));
+        else
+            words[place->second] = std::move(word);
     }
     std::string out = "RUN ";
     if (!words.empty()) out += cat('|', words.size(), ' ', join(words, " "), ' ');

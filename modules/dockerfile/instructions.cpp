@@ -134,7 +134,11 @@ constexpr std::array<keyword_parser, 18> parsers{{
     {"ONBUILD", parse_onbuild},
     {"RUN", parse_run},
     {"SHELL", [](const node& n, char) { return parse_shell(n); }},
-    {"STOPSIGNAL", [](const node& n, char escape) { no_flags(n); return parse_stopsignal(n, escape); }},
+    {"STOPSIGNAL",
+     [](const node& n, char escape) {
+         no_flags(n);
+         return parse_stopsignal(n, escape);
+     }},
     {"USER", [](const node& n, char) -> instruction_body { return user_instruction{exactly_one(n)}; }},
     {"VOLUME", [](const node& n, char) { return parse_volume(n); }},
     {"WORKDIR", [](const node& n, char) -> instruction_body { return workdir_instruction{exactly_one(n)}; }},
@@ -209,8 +213,6 @@ instruction parse_instruction(const node& n, char escape) {
     return {known->parse(n, escape), n.keyword, std::string(trim(n.original)), n.lines, n.comments};
 }
 
-void expand_fields(instruction_body& body, const expander& expand) {
-    std::visit(field_expander{expand}, body);
-}
+void expand_fields(instruction_body& body, const expander& expand) { std::visit(field_expander{expand}, body); }
 
 }  // namespace cobuild::dockerfile

@@ -48,9 +48,9 @@ std::string_view to_string(cache_sharing sharing) noexcept;
 /// One RUN --mount, after expansion. Unset stays unset: defaults (ids, targets, modes) are the frontend's.
 struct mount {
     mount_type type = mount_type::bind;
-    std::string from;    ///< never expanded
+    std::string from;  ///< never expanded
     std::string source;
-    std::string target;  ///< as given: may be relative or empty
+    std::string target;    ///< as given: may be relative or empty
     bool readonly = true;  ///< by default true for bind, secret and ssh
     std::string id;
     std::optional<cache_sharing> sharing;
@@ -125,18 +125,42 @@ struct add_instruction : transfer {
     std::optional<bool> keep_git_dir, unpack;
 };
 
-struct env_instruction { std::vector<key_value> pairs; };
-struct label_instruction { std::vector<key_value> pairs; };
-struct arg_instruction { std::vector<arg_declaration> args; };
-struct workdir_instruction { std::string path; };
-struct user_instruction { std::string user; };
-struct expose_instruction { std::vector<std::string> ports; };  ///< sorted words; expand_words, then parse_port
-struct volume_instruction { std::vector<std::string> paths; };
-struct cmd_instruction { command_line command; };
-struct entrypoint_instruction { command_line command; };
-struct shell_instruction { std::vector<std::string> shell; };
-struct stopsignal_instruction { std::string signal; };  ///< checked unless it holds a variable; else is_signal later
-struct maintainer_instruction { std::string name; };
+struct env_instruction {
+    std::vector<key_value> pairs;
+};
+struct label_instruction {
+    std::vector<key_value> pairs;
+};
+struct arg_instruction {
+    std::vector<arg_declaration> args;
+};
+struct workdir_instruction {
+    std::string path;
+};
+struct user_instruction {
+    std::string user;
+};
+struct expose_instruction {
+    std::vector<std::string> ports;
+};  ///< sorted words; expand_words, then parse_port
+struct volume_instruction {
+    std::vector<std::string> paths;
+};
+struct cmd_instruction {
+    command_line command;
+};
+struct entrypoint_instruction {
+    command_line command;
+};
+struct shell_instruction {
+    std::vector<std::string> shell;
+};
+struct stopsignal_instruction {
+    std::string signal;
+};  ///< checked unless it holds a variable; else is_signal later
+struct maintainer_instruction {
+    std::string name;
+};
 
 /// Durations 0 mean "not set". `test` is {"NONE"}, {"CMD", args...} or {"CMD-SHELL", text}.
 struct healthcheck_instruction {
@@ -152,10 +176,9 @@ struct onbuild_instruction {
 };
 
 using instruction_body =
-    std::variant<from_instruction, run_instruction, copy_instruction, add_instruction, env_instruction, label_instruction,
-                 arg_instruction, workdir_instruction, user_instruction, expose_instruction, volume_instruction,
-                 cmd_instruction, entrypoint_instruction, shell_instruction, stopsignal_instruction, maintainer_instruction,
-                 healthcheck_instruction, onbuild_instruction>;
+    std::variant<from_instruction, run_instruction, copy_instruction, add_instruction, env_instruction, label_instruction, arg_instruction,
+                 workdir_instruction, user_instruction, expose_instruction, volume_instruction, cmd_instruction, entrypoint_instruction,
+                 shell_instruction, stopsignal_instruction, maintainer_instruction, healthcheck_instruction, onbuild_instruction>;
 
 struct instruction {
     instruction_body body;

@@ -46,8 +46,7 @@ public:
         }
         blanks();
         if (at_ != text_.size()) return {};
-        if (!only_strings)
-            throw error{errc::invalid, "when using JSON array syntax, arrays must be comprised of strings only"};
+        if (!only_strings) throw error{errc::invalid, "when using JSON array syntax, arrays must be comprised of strings only"};
         return {std::move(list)};
     }
 
@@ -68,10 +67,14 @@ private:
         for (int i = 0; i < 4; ++i) {
             const char c = text_[at_++];
             std::uint32_t d = 0;
-            if (is_digit(c)) d = static_cast<std::uint32_t>(c - '0');
-            else if (c >= 'a' && c <= 'f') d = static_cast<std::uint32_t>(c - 'a' + 10);
-            else if (c >= 'A' && c <= 'F') d = static_cast<std::uint32_t>(c - 'A' + 10);
-            else return std::nullopt;
+            if (is_digit(c))
+                d = static_cast<std::uint32_t>(c - '0');
+            else if (c >= 'a' && c <= 'f')
+                d = static_cast<std::uint32_t>(c - 'a' + 10);
+            else if (c >= 'A' && c <= 'F')
+                d = static_cast<std::uint32_t>(c - 'A' + 10);
+            else
+                return std::nullopt;
             value = value << 4 | d;
         }
         return value;
@@ -200,8 +203,6 @@ private:
 
 }  // namespace
 
-json_list parse_json_list(std::string_view text) {
-    return json_reader(trim(text)).read();
-}
+json_list parse_json_list(std::string_view text) { return json_reader(trim(text)).read(); }
 
 }  // namespace cobuild::dockerfile::detail

@@ -26,11 +26,24 @@ struct keyword_form {
     form how;
 };
 constexpr std::array<keyword_form, 18> forms{{
-    {"add", form::json_or_list}, {"arg", form::words}, {"cmd", form::json_or_one}, {"copy", form::json_or_list},
-    {"entrypoint", form::json_or_one}, {"env", form::pairs}, {"expose", form::list}, {"from", form::list},
-    {"healthcheck", form::health}, {"label", form::pairs}, {"maintainer", form::one}, {"onbuild", form::trigger},
-    {"run", form::json_or_one}, {"shell", form::json_or_one}, {"stopsignal", form::one}, {"user", form::one},
-    {"volume", form::json_or_list}, {"workdir", form::one},
+    {"add", form::json_or_list},
+    {"arg", form::words},
+    {"cmd", form::json_or_one},
+    {"copy", form::json_or_list},
+    {"entrypoint", form::json_or_one},
+    {"env", form::pairs},
+    {"expose", form::list},
+    {"from", form::list},
+    {"healthcheck", form::health},
+    {"label", form::pairs},
+    {"maintainer", form::one},
+    {"onbuild", form::trigger},
+    {"run", form::json_or_one},
+    {"shell", form::json_or_one},
+    {"stopsignal", form::one},
+    {"user", form::one},
+    {"volume", form::json_or_list},
+    {"workdir", form::one},
 }};
 
 std::size_t first_blank(std::string_view text) {
@@ -178,8 +191,7 @@ void parse_arguments(node& n, form how, std::string_view rest, char escape) {
             if (!rest.empty() && !take_json(n, rest)) n.args.emplace_back(rest);
             break;
         case form::json_or_list:
-            if (!rest.empty() && !take_json(n, rest))
-                n.args = split_paths(n, rest);
+            if (!rest.empty() && !take_json(n, rest)) n.args = split_paths(n, rest);
             break;
         case form::list: n.args = split_list(rest); break;
         case form::one:

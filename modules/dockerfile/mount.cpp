@@ -25,8 +25,9 @@ namespace {
 
 constexpr std::array<std::string_view, 5> type_names{"bind", "cache", "tmpfs", "secret", "ssh"};
 constexpr std::array<std::string_view, 3> sharing_names{"shared", "private", "locked"};
-constexpr std::array<std::string_view, 19> mount_keys{"type", "from", "source", "src", "target", "dst", "destination", "readonly", "ro", "readwrite",
-                                                      "rw", "id", "sharing", "required", "size", "mode", "uid", "gid", "env"};
+constexpr std::array<std::string_view, 19> mount_keys{"type",     "from", "source",    "src", "target", "dst",     "destination",
+                                                      "readonly", "ro",   "readwrite", "rw",  "id",     "sharing", "required",
+                                                      "size",     "mode", "uid",       "gid", "env"};
 
 [[noreturn]] void fail(std::string message) { throw error{errc::invalid, std::move(message)}; }
 
@@ -82,19 +83,32 @@ std::uint32_t id_value(const field& f, const std::string& value, int base) {
 void apply(mount& m, const field& f, std::string value, std::optional<bool>& readonly) {
     const std::string_view key = f.key;
     const bool held = m.type == mount_type::secret || m.type == mount_type::ssh;
-    if (key == "type") m.type = named<mount_type>("mount type", value, type_names);
-    else if (key == "from") m.from = std::move(value);
-    else if (key == "source" || key == "src") m.source = std::move(value);
-    else if (key == "target" || key == "dst" || key == "destination") m.target = std::move(value);
-    else if (key == "readonly" || key == "ro") readonly = switch_value(f, value);
-    else if (key == "readwrite" || key == "rw") readonly = !switch_value(f, value);
-    else if (key == "required") only_for(f, m, held), m.required = switch_value(f, value);
-    else if (key == "id") m.id = std::move(value);
-    else if (key == "sharing") m.sharing = named<cache_sharing>("sharing value", value, sharing_names);
-    else if (key == "mode") m.mode = id_value(f, value, 8);
-    else if (key == "uid") m.uid = id_value(f, value, 10);
-    else if (key == "gid") m.gid = id_value(f, value, 10);
-    else if (key == "env") m.env = std::move(value);
+    if (key == "type")
+        m.type = named<mount_type>("mount type", value, type_names);
+    else if (key == "from")
+        m.from = std::move(value);
+    else if (key == "source" || key == "src")
+        m.source = std::move(value);
+    else if (key == "target" || key == "dst" || key == "destination")
+        m.target = std::move(value);
+    else if (key == "readonly" || key == "ro")
+        readonly = switch_value(f, value);
+    else if (key == "readwrite" || key == "rw")
+        readonly = !switch_value(f, value);
+    else if (key == "required")
+        only_for(f, m, held), m.required = switch_value(f, value);
+    else if (key == "id")
+        m.id = std::move(value);
+    else if (key == "sharing")
+        m.sharing = named<cache_sharing>("sharing value", value, sharing_names);
+    else if (key == "mode")
+        m.mode = id_value(f, value, 8);
+    else if (key == "uid")
+        m.uid = id_value(f, value, 10);
+    else if (key == "gid")
+        m.gid = id_value(f, value, 10);
+    else if (key == "env")
+        m.env = std::move(value);
     else {  // size
         only_for(f, m, m.type == mount_type::tmpfs);
         try {
@@ -166,8 +180,10 @@ mount_text check_mount(std::string_view csv, char escape) {
         const field f = split_field(text);
         check_key(f);
         check_from(f);
-        if (f.key == "from") out.from = f.value.value_or("");
-        else later = later || (f.value && f.value->find('$') != std::string::npos);
+        if (f.key == "from")
+            out.from = f.value.value_or("");
+        else
+            later = later || (f.value && f.value->find('$') != std::string::npos);
     }
     // Without variables the values are known already.
     if (!later) parse_mount(csv, [escape](std::string_view word) { return expand_word(word, {}, escape).text; });
@@ -187,7 +203,8 @@ device parse_device(std::string_view csv) {
         } else if (out.name.empty()) {
             out.name = text;
         } else {
-            fail(f.value ? suggest(cat("unexpected key '", f.key, "' in '", text, "'"), f.key, keys) : cat("invalid field '", text, "' must be a key=value pair"));
+            fail(f.value ? suggest(cat("unexpected key '", f.key, "' in '", text, "'"), f.key, keys)
+                         : cat("invalid field '", text, "' must be a key=value pair"));
         }
     }
     return out;

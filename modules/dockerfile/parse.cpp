@@ -97,8 +97,7 @@ private:
     static std::optional<place> first_after(const table& t, std::string_view line, unsigned number) {
         const auto entry = t.find(line);
         if (entry == t.end()) return std::nullopt;
-        const auto it = std::upper_bound(entry->second.begin(), entry->second.end(), number,
-                                         [](unsigned n, const place& p) { return n < p.number; });
+        const auto it = std::upper_bound(entry->second.begin(), entry->second.end(), number, [](unsigned n, const place& p) { return n < p.number; });
         return it == entry->second.end() ? std::nullopt : std::optional(*it);
     }
 
@@ -214,8 +213,8 @@ private:
             if ((h.chomp ? trim_tabs(line) : line) == h.name) return;
             h.content += *raw;
         }
-        throw error{errc::invalid, cat("unterminated heredoc: no line ", quoted(h.name), " ends the text that <<", h.name, " begins")}
-            .at({out_.name, start});
+        throw error{errc::invalid, cat("unterminated heredoc: no line ", quoted(h.name), " ends the text that <<", h.name, " begins")}.at(
+            {out_.name, start});
     }
 
     /// The lines are a here-document only when all their ends are there; else `<<` is text like any other.

@@ -44,8 +44,10 @@ std::string narrow(view32 text) {
     std::string out;
     out.reserve(text.size());
     for (const char32_t c : text) {
-        if (c >= raw_byte) out += static_cast<char>(c - raw_byte);
-        else append_utf8(out, c);
+        if (c >= raw_byte)
+            out += static_cast<char>(c - raw_byte);
+        else
+            append_utf8(out, c);
     }
     return out;
 }
@@ -155,7 +157,8 @@ public:
 private:
     static char32_t escaped(std::string_view text, view32 wide, std::size_t i) {
         if (i < wide.size() && view32(U"}/*?\\").find(wide[i]) != view32::npos) return wide[i];
-        throw error{errc::invalid, cat("invalid pattern (", text, ") in substitution: invalid escape '\\", narrow(wide.substr(std::min(i, wide.size()), 1)), "'")};
+        throw error{errc::invalid,
+                    cat("invalid pattern (", text, ") in substitution: invalid escape '\\", narrow(wide.substr(std::min(i, wide.size()), 1)), "'")};
     }
 
     [[nodiscard]] std::optional<std::size_t> match_rest(view32 value, std::size_t at, bool longest) const {
@@ -171,7 +174,8 @@ private:
 };
 
 void append(std::string& out, std::string_view text) {
-    if (out.size() + text.size() > max_expansion) throw error{errc::invalid, cat("the result of a substitution is longer than ", max_expansion, " bytes")};
+    if (out.size() + text.size() > max_expansion)
+        throw error{errc::invalid, cat("the result of a substitution is longer than ", max_expansion, " bytes")};
     out += text;
 }
 

@@ -108,8 +108,7 @@ std::string render_source(const file& f, line_range lines) { return render_sourc
 
 error to_error(const file& f, std::span<const diagnostic> errors) {
     std::string message = errors.front().message;
-    for (std::size_t i = 1; i < errors.size() && i <= errors_shown; ++i)
-        message += cat("; line ", errors[i].lines.first, ": ", errors[i].message);
+    for (std::size_t i = 1; i < errors.size() && i <= errors_shown; ++i) message += cat("; line ", errors[i].lines.first, ": ", errors[i].message);
     if (errors.size() > errors_shown + 1) message += cat("; and ", errors.size() - errors_shown - 1, " more errors");
     return error{errc::invalid, message}.at({f.name, errors.front().lines.first});
 }

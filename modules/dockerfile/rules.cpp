@@ -42,14 +42,12 @@ std::string message_of(check_rule rule, std::string_view a, std::string_view b, 
         case check_rule::undefined_var: return cat("Usage of undefined variable '$", a, "'", did_you_mean(b, "$"));
         case check_rule::multiple_instructions_disallowed:
             return cat("Multiple ", a, " instructions should not be used in the same stage because only the last one will be used");
-        case check_rule::legacy_key_value_format:
-            return cat("\"", a, " key=value\" should be used instead of legacy \"", a, " key value\" format");
+        case check_rule::legacy_key_value_format: return cat("\"", a, " key=value\" should be used instead of legacy \"", a, " key value\" format");
         case check_rule::invalid_base_image_platform:
             return cat("Base image ", a, " was pulled with platform ", go_quote(c), ", expected ", go_quote(b), " for current build");
         case check_rule::redundant_target_platform:
             return cat("Setting platform to predefined ", a, " in FROM is redundant as this is the default behavior");
-        case check_rule::secrets_used_in_arg_or_env:
-            return cat("Do not use ARG or ENV instructions for sensitive data (", a, " ", go_quote(b), ")");
+        case check_rule::secrets_used_in_arg_or_env: return cat("Do not use ARG or ENV instructions for sensitive data (", a, " ", go_quote(b), ")");
         case check_rule::invalid_default_arg_in_from: return cat("Default value for ARG ", a, " results in empty or invalid base image name");
         case check_rule::from_platform_flag_const_disallowed: return cat("FROM --platform flag should not use constant value ", go_quote(a));
         case check_rule::copy_ignored_file: return cat("Attempting to ", a, " file ", go_quote(b), " that is excluded by .dockerignore");
@@ -117,7 +115,9 @@ const std::vector<rule_info>& all_rules() {
 
 const rule_info& info(check_rule rule) noexcept { return all_rules()[static_cast<std::size_t>(rule)]; }
 
-std::string warning::short_text() const { return lines.first == 0 ? cat(rule, ": ", message) : cat(rule, ": ", message, " (line ", lines.first, ")"); }
+std::string warning::short_text() const {
+    return lines.first == 0 ? cat(rule, ": ", message) : cat(rule, ": ", message, " (line ", lines.first, ")");
+}
 
 warning make_warning(check_rule rule, line_range lines, std::string_view first, std::string_view second, std::string_view third) {
     const rule_info& i = info(rule);
@@ -133,11 +133,15 @@ check_options parse_check_options(std::string_view text) {
         if (equals == std::string_view::npos) fail(cat("invalid check option ", quoted(part), ": expected skip=, experimental= or error="));
         const std::string_view key = trim(part.substr(0, equals)), value = trim(part.substr(equals + 1));
         if (key == "skip") {
-            if (value == "all") out.skip_all = true;
-            else out.skip = comma_list(value);
+            if (value == "all")
+                out.skip_all = true;
+            else
+                out.skip = comma_list(value);
         } else if (key == "experimental") {
-            if (value == "all") out.experimental_all = true;
-            else out.experimental = comma_list(value);
+            if (value == "all")
+                out.experimental_all = true;
+            else
+                out.experimental = comma_list(value);
         } else if (key == "error") {
             const auto on = parse_bool(value);
             if (!on) fail(cat("failed to parse check option ", quoted(part), ": error= takes true or false"));

@@ -71,7 +71,8 @@ parse_result parse_instructions(const file& f) {
             } else if (std::holds_alternative<arg_instruction>(i.body) && value.stages.empty() && !from_failed) {
                 value.global_args.push_back(std::move(i));
             } else if (!from_failed) {
-                errors.push_back({cat("no build stage in current context: ", to_upper(n.keyword), " stands before the first FROM, where only ARG may"), n.lines});
+                errors.push_back(
+                    {cat("no build stage in current context: ", to_upper(n.keyword), " stands before the first FROM, where only ARG may"), n.lines});
             }
         } catch (const error& e) {
             from_failed = from_failed || is_from;

@@ -59,11 +59,11 @@ struct node {
     std::vector<std::string> args;
     bool json = false;  ///< the arguments were a JSON array
     std::vector<heredoc> heredocs;
-    std::string original;              ///< the logical line: continuations joined, comments dropped, no here-documents
-    line_range lines;                  ///< here-documents included
-    std::vector<std::string> comments; ///< the comment lines directly above, without "#", a bare "#" clears them
-    std::vector<node> trigger;         ///< ONBUILD: its one instruction, without comments
-    unsigned empty_continuation = 0;   ///< last line of the logical line, when blank lines stood inside it, else 0
+    std::string original;                ///< the logical line: continuations joined, comments dropped, no here-documents
+    line_range lines;                    ///< here-documents included
+    std::vector<std::string> comments;   ///< the comment lines directly above, without "#", a bare "#" clears them
+    std::vector<node> trigger;           ///< ONBUILD: its one instruction, without comments
+    unsigned empty_continuation = 0;     ///< last line of the logical line, when blank lines stood inside it, else 0
     std::optional<std::string> problem;  ///< what is wrong with its form; `parse_instructions` reports it
 };
 

@@ -59,8 +59,12 @@ std::string lines_after(const std::string& command, const std::vector<heredoc>& 
 namespace detail {
 
 instruction_body parse_copy(const node& n) {
-    static constexpr std::array<flag_spec, 6> known{{{"from", flag_kind::text}, {"chown", flag_kind::text}, {"chmod", flag_kind::text},
-                                                     {"link", flag_kind::boolean}, {"parents", flag_kind::boolean}, {"exclude", flag_kind::list}}};
+    static constexpr std::array<flag_spec, 6> known{{{"from", flag_kind::text},
+                                                     {"chown", flag_kind::text},
+                                                     {"chmod", flag_kind::text},
+                                                     {"link", flag_kind::boolean},
+                                                     {"parents", flag_kind::boolean},
+                                                     {"exclude", flag_kind::list}}};
     const flag_values flags(n, known);
     copy_instruction out;
     read_paths(out, n, "COPY");
@@ -68,14 +72,19 @@ instruction_body parse_copy(const node& n) {
     out.from = flags.text("from");
     out.parents = flags.boolean("parents").value_or(false);
     if (const std::size_t dollar = out.from.find('$'); dollar != std::string::npos && dollar + 1 < out.from.size())
-        fail(cat("COPY --from=", out.from, " does not expand variables: name the source in a stage of its own (FROM ", out.from, " AS name) and copy from that"));
+        fail(cat("COPY --from=", out.from, " does not expand variables: name the source in a stage of its own (FROM ", out.from,
+                 " AS name) and copy from that"));
     return out;
 }
 
 instruction_body parse_add(const node& n) {
-    static constexpr std::array<flag_spec, 7> known{{{"chown", flag_kind::text}, {"chmod", flag_kind::text}, {"link", flag_kind::boolean},
-                                                     {"keep-git-dir", flag_kind::boolean}, {"checksum", flag_kind::text},
-                                                     {"unpack", flag_kind::boolean}, {"exclude", flag_kind::list}}};
+    static constexpr std::array<flag_spec, 7> known{{{"chown", flag_kind::text},
+                                                     {"chmod", flag_kind::text},
+                                                     {"link", flag_kind::boolean},
+                                                     {"keep-git-dir", flag_kind::boolean},
+                                                     {"checksum", flag_kind::text},
+                                                     {"unpack", flag_kind::boolean},
+                                                     {"exclude", flag_kind::list}}};
     const flag_values flags(n, known);
     add_instruction out;
     read_paths(out, n, "ADD");
@@ -87,7 +96,8 @@ instruction_body parse_add(const node& n) {
 }
 
 instruction_body parse_run(const node& n, char escape) {
-    static constexpr std::array<flag_spec, 4> known{{{"mount", flag_kind::list}, {"network", flag_kind::text}, {"security", flag_kind::text}, {"device", flag_kind::list}}};
+    static constexpr std::array<flag_spec, 4> known{
+        {{"mount", flag_kind::list}, {"network", flag_kind::text}, {"security", flag_kind::text}, {"device", flag_kind::list}}};
     static constexpr std::array<std::string_view, 3> networks{"default", "none", "host"};
     static constexpr std::array<std::string_view, 2> securities{"sandbox", "insecure"};
     const flag_values flags(n, known);

@@ -72,7 +72,9 @@ unique_fd try_clone(int fd) {
     return copy;
 }
 
-bool below(std::string_view path, std::string_view dir) { return dir == "/" || (path.starts_with(dir) && path.size() > dir.size() && path[dir.size()] == '/'); }
+bool below(std::string_view path, std::string_view dir) {
+    return dir == "/" || (path.starts_with(dir) && path.size() > dir.size() && path[dir.size()] == '/');
+}
 
 /// By target, the last of two equal ones; outer ones before inner ones.
 std::map<std::string, const mount*> sorted_mounts(const step& s) {
@@ -143,17 +145,17 @@ private:
 
     void add(const std::string& target, const mount& m, const targets& mounts) {
         switch (m.what) {
-        case mount::kind::tmpfs: {
-            std::vector<std::string> options{"nosuid"};
-            if (m.size != 0) options.push_back(cat("size=", m.size));
-            if (m.readonly) options.emplace_back("ro");
-            stub(target, true, mounts, step_.remove_stubs_recursively);
-            oci_.push_back({target, "tmpfs", "tmpfs", std::move(options)});
-            return;
-        }
-        case mount::kind::secret: return add_secret(target, m, mounts);
-        case mount::kind::ssh:
-        case mount::kind::bind: return add_bind(target, m, mounts);
+            case mount::kind::tmpfs: {
+                std::vector<std::string> options{"nosuid"};
+                if (m.size != 0) options.push_back(cat("size=", m.size));
+                if (m.readonly) options.emplace_back("ro");
+                stub(target, true, mounts, step_.remove_stubs_recursively);
+                oci_.push_back({target, "tmpfs", "tmpfs", std::move(options)});
+                return;
+            }
+            case mount::kind::secret: return add_secret(target, m, mounts);
+            case mount::kind::ssh:
+            case mount::kind::bind: return add_bind(target, m, mounts);
         }
     }
 

@@ -29,13 +29,49 @@ namespace {
 constexpr std::string_view default_path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 // By number.
-constexpr std::array<std::string_view, 41> names_of_capabilities{
-    "CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP", "LINUX_IMMUTABLE", "NET_BIND_SERVICE",
-    "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER", "SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN",
-    "SYS_BOOT", "SYS_NICE", "SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP", "MAC_OVERRIDE",
-    "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF", "CHECKPOINT_RESTORE"};
-constexpr std::array<std::string_view, 14> granted{"CHOWN", "DAC_OVERRIDE", "FSETID", "FOWNER", "MKNOD", "NET_RAW", "SETGID", "SETUID", "SETFCAP", "SETPCAP",
-                                                   "NET_BIND_SERVICE", "SYS_CHROOT", "KILL", "AUDIT_WRITE"};
+constexpr std::array<std::string_view, 41> names_of_capabilities{"CHOWN",
+                                                                 "DAC_OVERRIDE",
+                                                                 "DAC_READ_SEARCH",
+                                                                 "FOWNER",
+                                                                 "FSETID",
+                                                                 "KILL",
+                                                                 "SETGID",
+                                                                 "SETUID",
+                                                                 "SETPCAP",
+                                                                 "LINUX_IMMUTABLE",
+                                                                 "NET_BIND_SERVICE",
+                                                                 "NET_BROADCAST",
+                                                                 "NET_ADMIN",
+                                                                 "NET_RAW",
+                                                                 "IPC_LOCK",
+                                                                 "IPC_OWNER",
+                                                                 "SYS_MODULE",
+                                                                 "SYS_RAWIO",
+                                                                 "SYS_CHROOT",
+                                                                 "SYS_PTRACE",
+                                                                 "SYS_PACCT",
+                                                                 "SYS_ADMIN",
+                                                                 "SYS_BOOT",
+                                                                 "SYS_NICE",
+                                                                 "SYS_RESOURCE",
+                                                                 "SYS_TIME",
+                                                                 "SYS_TTY_CONFIG",
+                                                                 "MKNOD",
+                                                                 "LEASE",
+                                                                 "AUDIT_WRITE",
+                                                                 "AUDIT_CONTROL",
+                                                                 "SETFCAP",
+                                                                 "MAC_OVERRIDE",
+                                                                 "MAC_ADMIN",
+                                                                 "SYSLOG",
+                                                                 "WAKE_ALARM",
+                                                                 "BLOCK_SUSPEND",
+                                                                 "AUDIT_READ",
+                                                                 "PERFMON",
+                                                                 "BPF",
+                                                                 "CHECKPOINT_RESTORE"};
+constexpr std::array<std::string_view, 14> granted{"CHOWN",  "DAC_OVERRIDE", "FSETID",  "FOWNER",           "MKNOD",      "NET_RAW", "SETGID",
+                                                   "SETUID", "SETFCAP",      "SETPCAP", "NET_BIND_SERVICE", "SYS_CHROOT", "KILL",    "AUDIT_WRITE"};
 
 bool insecure(const oci_input& in) { return in.step.security == security::insecure; }
 
@@ -48,7 +84,8 @@ json::array capabilities(bool every) {
     for (unsigned number = 0; number < names_of_capabilities.size(); ++number) {
         const auto name = names_of_capabilities[number];
         const bool wanted = every || std::find(granted.begin(), granted.end(), name) != granted.end();
-        if (wanted && (data[number / 32].permitted >> number % 32 & 1U) != 0 && ::prctl(PR_CAPBSET_READ, number) == 1) out.emplace_back(cat("CAP_", name));
+        if (wanted && (data[number / 32].permitted >> number % 32 & 1U) != 0 && ::prctl(PR_CAPBSET_READ, number) == 1)
+            out.emplace_back(cat("CAP_", name));
     }
     return out;
 }
@@ -77,8 +114,8 @@ json::array environment(const oci_input& in) {
 }
 
 json::array limits(const step& s) {
-    static constexpr std::array<std::string_view, 16> known{"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile",
-                                                            "nproc", "rss", "rtprio", "rttime", "sigpending", "stack"};
+    static constexpr std::array<std::string_view, 16> known{"as",   "core",   "cpu",   "data", "fsize",  "locks",  "memlock",    "msgqueue",
+                                                            "nice", "nofile", "nproc", "rss",  "rtprio", "rttime", "sigpending", "stack"};
     json::array out;
     for (const auto& u : s.ulimits) {
         const auto name = to_lower(u.name);
@@ -170,8 +207,13 @@ json::array devices_part() {
     for (const auto& path : paths) {
         struct stat info{};
         if (::stat(path.c_str(), &info) < 0 || (!S_ISCHR(info.st_mode) && !S_ISBLK(info.st_mode))) continue;
-        out.emplace_back(json::object{{"path", path}, {"type", S_ISCHR(info.st_mode) ? "c" : "b"}, {"major", ::major(info.st_rdev)}, {"minor", ::minor(info.st_rdev)},
-                                      {"fileMode", info.st_mode & 0777U}, {"uid", info.st_uid}, {"gid", info.st_gid}});
+        out.emplace_back(json::object{{"path", path},
+                                      {"type", S_ISCHR(info.st_mode) ? "c" : "b"},
+                                      {"major", ::major(info.st_rdev)},
+                                      {"minor", ::minor(info.st_rdev)},
+                                      {"fileMode", info.st_mode & 0777U},
+                                      {"uid", info.st_uid},
+                                      {"gid", info.st_gid}});
     }
     return out;
 }
@@ -185,8 +227,8 @@ json::object linux_part(const oci_input& in) {
         out.set("devices", devices_part());
         return out;
     }
-    out.set("maskedPaths", json::array{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
-                                       "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"});
+    out.set("maskedPaths", json::array{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/timer_list",
+                                       "/proc/timer_stats", "/proc/sched_debug", "/proc/scsi", "/sys/firmware", "/sys/devices/virtual/powercap"});
     out.set("readonlyPaths", json::array{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"});
     return out;
 }

@@ -26,7 +26,8 @@ runtime_program find_runtime(std::string_view binary) {
             throw error{errc::not_found, cat("OCI runtime ", quoted(binary),
                                              " is not an executable file; correct worker.oci.binary, or install runc or crun and leave the key out")};
         if (is_crun(*path) && hybrid)
-            throw error{errc::unsupported, cat("crun (", *path, ") refuses hosts with hybrid cgroups, as this one is (v1 hierarchies beside a unified one); "
+            throw error{errc::unsupported, cat("crun (", *path,
+                                               ") refuses hosts with hybrid cgroups, as this one is (v1 hierarchies beside a unified one); "
                                                "use runc (package runc), or boot with systemd.unified_cgroup_hierarchy=1")};
         return {*path, is_crun(*path)};
     }

@@ -55,8 +55,8 @@ void check(step& s) {
 
 /// What the runtime says, without its own names for the ways it was taken.
 error runtime_error(std::string text) {
-    for (const std::string_view prefix : {"runc run failed: ", "runc create failed: ", "container_linux.go:", "unable to start container process: ",
-                                          "error during container init: "})
+    for (const std::string_view prefix :
+         {"runc run failed: ", "runc create failed: ", "container_linux.go:", "unable to start container process: ", "error during container init: "})
         if (text.starts_with(prefix)) text.erase(0, prefix.size());
     auto kind = errc::io;
     if (text.starts_with("exec") && (text.find("not found") != std::string::npos || text.find("no such file") != std::string::npos))
@@ -102,7 +102,11 @@ async::task<void> join_all(async::task_group& group) { co_await group.join(); }
 class oci_runner final : public runner {
 public:
     oci_runner(async::runtime& rt, process::spawner& programs, options o)
-        : rt_(rt), programs_(programs), options_(std::move(o)), runtime_(find_runtime(options_.binary)), hierarchies_(cgroup_hierarchies()),
+        : rt_(rt),
+          programs_(programs),
+          options_(std::move(o)),
+          runtime_(find_runtime(options_.binary)),
+          hierarchies_(cgroup_hierarchies()),
           unified_(host_cgroups() == cgroup_mode::unified) {
         if (!plain_name(options_.owner)) throw error{errc::internal, cat("not an owner's id: ", cobuild::quoted(options_.owner))};
         std::error_code ec;
@@ -157,7 +161,8 @@ private:
         const auto& given = s.cgroup_parent;
         if (given.empty()) return cat("/cobuild/", options_.owner);
         if (given.find(".slice") != std::string::npos && given.ends_with(':'))
-            throw error{errc::unsupported, cat("cgroup parents of systemd (", cobuild::quoted(given), ") are not supported; give a path such as /builds")};
+            throw error{errc::unsupported,
+                        cat("cgroup parents of systemd (", cobuild::quoted(given), ") are not supported; give a path such as /builds")};
         for (const auto part : split(given, '/'))
             if (!part.empty() && !plain_name(part)) throw error{errc::invalid, cat("not a cgroup parent: ", cobuild::quoted(given))};
         return cat(clean_path(given), "/cobuild/", options_.owner);
@@ -175,8 +180,8 @@ private:
 
     [[nodiscard]] process::command command_for(const step& s, const bundle& b) const {
         const auto& dir = options_.work_dir;
-        process::command c{.args = {runtime_.path, "--root", cat(dir, "/state"), "--log", cat(dir, "/log.json"), "--log-format", "json", "run", "--bundle", dir,
-                                    "--pid-file", cat(dir, "/pid"), s.id},
+        process::command c{.args = {runtime_.path, "--root", cat(dir, "/state"), "--log", cat(dir, "/log.json"), "--log-format", "json", "run",
+                                    "--bundle", dir, "--pid-file", cat(dir, "/pid"), s.id},
                            .env = std::vector<std::string>{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/"},
                            .cwd = "/",
                            .out = process::stdio::pipe(),

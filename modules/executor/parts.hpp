@@ -86,8 +86,8 @@ std::string seccomp_profile_json();
 
 /// A step made ready: a tmpfs attached nowhere that holds the bundle, and the mounts its helper attaches.
 struct bundle {
-    unique_fd tree;                           ///< the detached tmpfs
-    std::vector<unique_fd> held;              ///< clones that the mounts below name
+    unique_fd tree;               ///< the detached tmpfs
+    std::vector<unique_fd> held;  ///< clones that the mounts below name
     std::vector<process::mount_action> mounts;
     std::optional<mount_stubs> stubs;
     std::string cgroup;

@@ -77,7 +77,8 @@ void make_directories(int root, std::string_view path, unsigned uid, unsigned gi
     if (!S_ISDIR(info.st_mode)) throw error{errc::invalid, cat("working directory ", quoted(path), " is not a directory")};
     for (const auto& name : missing) {
         if (::mkdirat(at.get(), name.c_str(), 0755) < 0) {
-            if (errno == EEXIST) throw error{errc::invalid, cat("working directory ", quoted(path), ": ", quoted(name), " is a link that leads nowhere")};
+            if (errno == EEXIST)
+                throw error{errc::invalid, cat("working directory ", quoted(path), ": ", quoted(name), " is a link that leads nowhere")};
             throw_errno(cat("create working directory ", quoted(path)));
         }
         unique_fd next(::openat(at.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));

@@ -134,7 +134,8 @@ std::string write_profile() {
     json::array archs;
     for (const auto a : architectures)
         if (!a.empty()) archs.emplace_back(a);
-    return json::serialize(json::object{{"defaultAction", "SCMP_ACT_ERRNO"}, {"defaultErrnoRet", 1}, {"architectures", std::move(archs)}, {"syscalls", std::move(calls)}});
+    return json::serialize(json::object{
+        {"defaultAction", "SCMP_ACT_ERRNO"}, {"defaultErrnoRet", 1}, {"architectures", std::move(archs)}, {"syscalls", std::move(calls)}});
 }
 
 }  // namespace

@@ -35,8 +35,8 @@ struct member {
     int pid = -1;
     unique_fd pidfd{};
     std::string program{};  ///< its command line
-    bool first = false;    ///< of its PID namespace: ignores every signal it does not catch
-    bool catches = false;  ///< SIGTERM
+    bool first = false;     ///< of its PID namespace: ignores every signal it does not catch
+    bool catches = false;   ///< SIGTERM
     void signal(int number) const { ::syscall(SYS_pidfd_send_signal, pidfd.get(), number, nullptr, 0U); }
 };
 

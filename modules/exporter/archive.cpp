@@ -100,8 +100,10 @@ archive::byte_sink buffered(int fd, std::shared_ptr<std::vector<std::byte>> buff
             fs::write_all(fd, *buffer);
             buffer->clear();
         }
-        if (data.size() >= limit) fs::write_all(fd, data);
-        else buffer->insert(buffer->end(), data.begin(), data.end());
+        if (data.size() >= limit)
+            fs::write_all(fd, data);
+        else
+            buffer->insert(buffer->end(), data.begin(), data.end());
     };
 }
 
@@ -109,7 +111,9 @@ void add_text(archive::tar_writer& tar, const std::string& path, std::string_vie
     tar.add({.type = archive::entry_type::file, .path = path, .mode = mode, .size = text.size()}, bytes_of(text));
 }
 
-void add_directory(archive::tar_writer& tar, const std::string& path) { tar.add({.type = archive::entry_type::directory, .path = path, .mode = 0755}); }
+void add_directory(archive::tar_writer& tar, const std::string& path) {
+    tar.add({.type = archive::entry_type::directory, .path = path, .mode = 0755});
+}
 
 void add_blob(archive::tar_writer& tar, const content::store& content, const digest& d, std::uint64_t size) {
     tar.add({.type = archive::entry_type::file, .path = cat("blobs/sha256/", d.hex()), .mode = 0444, .size = size});
@@ -149,7 +153,8 @@ std::string docker_manifest_json(const image& what, const std::vector<std::strin
     return json::serialize(json::value(json::array{json::value(std::move(o))}));
 }
 
-void write_archive_file(const content::store& content, archive_kind kind, const image& what, const std::vector<std::string>& names, const destination& to) {
+void write_archive_file(const content::store& content, archive_kind kind, const image& what, const std::vector<std::string>& names,
+                        const destination& to) {
     output_file out(to);
     auto buffer = std::make_shared<std::vector<std::byte>>();
     archive::tar_writer tar(buffered(out.fd(), buffer));

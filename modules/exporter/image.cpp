@@ -91,7 +91,8 @@ layer_with_blob convert_blob(const stores& s, const snapshot::layer_blob& pulled
         while (const std::size_t n = plain(buffer)) blob.write({buffer.data(), n});
     });
     if (out.blob.diff_id != pulled.diff_id)
-        throw error{errc::corrupt, cat("the blob ", pulled.blob.str(), " in the content store unpacks to ", out.blob.diff_id.str(), ", not to ", pulled.diff_id.str())};
+        throw error{errc::corrupt, cat("the blob ", pulled.blob.str(), " in the content store unpacks to ", out.blob.diff_id.str(), ", not to ",
+                                       pulled.diff_id.str())};
     out.pulled = true;
     return out;
 }
@@ -112,8 +113,8 @@ std::optional<layer_with_blob> find_blob(const stores& s, const std::vector<snap
 }
 
 /// The layer's blob for these options; `fresh` tells that it was made now.
-layer_with_blob find_or_make(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const snapshot::chain& below, snapshot::layer_id id, const input& in,
-                             const image_options& options, unsigned threads, bool& fresh) {
+layer_with_blob find_or_make(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const snapshot::chain& below, snapshot::layer_id id,
+                             const input& in, const image_options& options, unsigned threads, bool& fresh) {
     auto pulled = find_blob(s, blobs, std::string(pulled_variant));
     if (pulled && serves(pulled->blob, options)) return std::move(*pulled);
     // No file time of a pulled layer is cut to an epoch.
@@ -166,8 +167,10 @@ void match_layers(oci::image& config, const std::vector<layer_with_blob>& layers
     std::size_t next = 0;
     for (auto& entry : config.history) {
         if (entry.empty_layer) continue;
-        if (next == layers.size()) entry.empty_layer = true;
-        else ++next;
+        if (next == layers.size())
+            entry.empty_layer = true;
+        else
+            ++next;
     }
     for (; next < layers.size(); ++next) config.history.push_back({.comment = "buildkit.exporter.image.v0"});
 }
@@ -213,8 +216,10 @@ void complete_history(oci::image& config, const std::vector<layer_with_blob>& la
 
 std::string make_config(const input& in, const std::vector<layer_with_blob>& layers) {
     oci::image config;
-    if (in.config.empty()) config.platform = in.platform;
-    else config = oci::parse_image(in.config);
+    if (in.config.empty())
+        config.platform = in.platform;
+    else
+        config = oci::parse_image(in.config);
     if (config.platform.os.empty()) config.platform = in.platform;
     config.diff_ids.clear();
     for (const auto& l : layers) config.diff_ids.push_back(l.blob.diff_id);

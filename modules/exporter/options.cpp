@@ -34,16 +34,22 @@ std::optional<bool> take_bool(std::map<std::string, std::string>& attributes, co
 image_options take_image_options(std::map<std::string, std::string>& attributes) {
     image_options out;
     if (const auto kind = take(attributes, "compression")) {
-        if (*kind == "gzip") out.compression = archive::compression::gzip;
-        else if (*kind == "zstd") out.compression = archive::compression::zstd;
-        else if (*kind == "uncompressed") out.compression = archive::compression::none;
-        else if (*kind == "estargz" || *kind == "nydus") throw error{errc::unsupported, cat("output attribute compression=", *kind, " is not supported yet (gzip, zstd, uncompressed are)")};
-        else throw error{errc::invalid, cat("output attribute compression=", *kind, ": gzip, zstd or uncompressed is expected")};
+        if (*kind == "gzip")
+            out.compression = archive::compression::gzip;
+        else if (*kind == "zstd")
+            out.compression = archive::compression::zstd;
+        else if (*kind == "uncompressed")
+            out.compression = archive::compression::none;
+        else if (*kind == "estargz" || *kind == "nydus")
+            throw error{errc::unsupported, cat("output attribute compression=", *kind, " is not supported yet (gzip, zstd, uncompressed are)")};
+        else
+            throw error{errc::invalid, cat("output attribute compression=", *kind, ": gzip, zstd or uncompressed is expected")};
     }
     if (const auto level = take(attributes, "compression-level")) {
         int value = 0;
         const auto [end, ec] = std::from_chars(level->data(), level->data() + level->size(), value);
-        if (ec != std::errc{} || end != level->data() + level->size()) throw error{errc::invalid, cat("output attribute compression-level=", *level, ": a number is expected")};
+        if (ec != std::errc{} || end != level->data() + level->size())
+            throw error{errc::invalid, cat("output attribute compression-level=", *level, ": a number is expected")};
         out.level = value;
     }
     out.force_compression = take_bool(attributes, "force-compression").value_or(false);
@@ -51,9 +57,12 @@ image_options take_image_options(std::map<std::string, std::string>& attributes)
     for (auto at = attributes.begin(); at != attributes.end();) {
         constexpr std::string_view plain = "annotation.", manifest = "annotation-manifest.";
         const std::string& key = at->first;
-        if (key.starts_with(plain)) out.annotations[key.substr(plain.size())] = at->second;
-        else if (key.starts_with(manifest)) out.annotations[key.substr(manifest.size())] = at->second;
-        else if (key.starts_with("annotation")) throw error{errc::unsupported, cat("output attribute ", key, ": only annotations of the manifest are supported yet")};
+        if (key.starts_with(plain))
+            out.annotations[key.substr(plain.size())] = at->second;
+        else if (key.starts_with(manifest))
+            out.annotations[key.substr(manifest.size())] = at->second;
+        else if (key.starts_with("annotation"))
+            throw error{errc::unsupported, cat("output attribute ", key, ": only annotations of the manifest are supported yet")};
         else {
             ++at;
             continue;

@@ -72,7 +72,8 @@ std::optional<llb::linux_resources> resources(const attributes& attrs) {
     limit(attrs, "cpuquota", r.cpu_quota);
     cpu_list(attrs, "cpusetcpus", r.cpuset_cpus);
     cpu_list(attrs, "cpusetmems", r.cpuset_mems);
-    const bool any = r.memory != 0 || r.memory_swap != 0 || r.cpu_shares != 0 || r.cpu_period != 0 || r.cpu_quota != 0 || !r.cpuset_cpus.empty() || !r.cpuset_mems.empty();
+    const bool any = r.memory != 0 || r.memory_swap != 0 || r.cpu_shares != 0 || r.cpu_period != 0 || r.cpu_quota != 0 || !r.cpuset_cpus.empty() ||
+                     !r.cpuset_mems.empty();
     return any ? std::optional(std::move(r)) : std::nullopt;
 }
 
@@ -139,7 +140,8 @@ attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
     auto& r = out.build;
     for (const std::string_view key : {"context", "contextsubdir", "dockerfilekey"}) {
         if (const auto value = get(attrs, key); !value.empty() && value != "dockerfile") {
-            throw error{errc::unsupported, cat("build option ", key, "=", quoted(value), " is not supported yet: the build context is the client's directory")};
+            throw error{errc::unsupported,
+                        cat("build option ", key, "=", quoted(value), " is not supported yet: the build context is the client's directory")};
         }
     }
     if (const auto name = get(attrs, "filename"); !name.empty()) r.dockerfile_name = name;

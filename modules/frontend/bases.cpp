@@ -95,7 +95,8 @@ async::task<void> converter::ask(base_key key, const stage_state* for_whom, oci:
     std::optional<gateway::image_config> found;
     std::exception_ptr failed;
     try {
-        found = co_await engine_.resolve_image_config({.reference = key.reference, .platform = platform, .mode = req_.resolve, .log_name = cat(prefix, " load metadata for ", key.reference)});
+        found = co_await engine_.resolve_image_config(
+            {.reference = key.reference, .platform = platform, .mode = req_.resolve, .log_name = cat(prefix, " load metadata for ", key.reference)});
     } catch (const error&) {
         failed = std::current_exception();
     }
@@ -142,11 +143,15 @@ void converter::apply_base(stage_state& s, const gateway::image_config& found, c
         auto meta = metadata(s, step_name(s, cat("FROM ", s.base_name), &*s.platform));
         meta.ignore_cache = false;
         if (s.stage != nullptr) meta.description["com.docker.dockerfile.v1.command"] = s.stage->from.source;
-        const llb::op o{.inputs = {}, .what = std::move(source), .platform = llb::platform{s.platform->architecture, s.platform->os, s.platform->variant, s.platform->os_version, s.platform->os_features}};
+        const llb::op o{.inputs = {},
+                        .what = std::move(source),
+                        .platform = llb::platform{s.platform->architecture, s.platform->os, s.platform->variant, s.platform->os_version,
+                                                  s.platform->os_features}};
         s.root = draft_.add(o, {}, std::move(meta), {{{static_cast<std::int32_t>(s.lines.first), 0}, {static_cast<std::int32_t>(s.lines.last), 0}}});
         if (s.platform->os != s.image.platform.os || s.platform->architecture != s.image.platform.architecture) {
             const auto comments = s.stage != nullptr ? s.stage->from.comments : std::vector<std::string>{};
-            warn(df::check_rule::invalid_base_image_platform, s.lines, comments, asked, oci::format(oci::normalize(*s.platform)), oci::format(oci::normalize(s.image.platform)));
+            warn(df::check_rule::invalid_base_image_platform, s.lines, comments, asked, oci::format(oci::normalize(*s.platform)),
+                 oci::format(oci::normalize(s.image.platform)));
         }
     }
     if (s.stage == nullptr) s.dispatched = true;

@@ -83,7 +83,8 @@ void converter::set_workdir(stage_state& s, const df::instruction& in) {
     auto meta = metadata(s, step_name(s, display(s, in), &*s.platform));
     meta.ignore_cache = false;
     const llb::op o{.inputs = {}, .what = llb::file_op{{std::move(a)}}, .platform = {}};
-    s.root = draft_.add(o, inputs.refs, std::move(meta), {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
+    s.root = draft_.add(o, inputs.refs, std::move(meta),
+                        {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
     add_history(s, cat("WORKDIR ", s.dir), true);
 }
 

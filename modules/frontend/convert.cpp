@@ -23,7 +23,9 @@ namespace {
 
 /// Findings about instructions of a stage that is not built are not shown; those about FROM lines always are.
 bool only_for_built_stages(std::string_view rule) {
-    static constexpr std::array<std::string_view, 7> rules{"JSONArgsRecommended", "WorkdirRelativePath", "MultipleInstructionsDisallowed", "LegacyKeyValueFormat", "SecretsUsedInArgOrEnv", "ExposeProtoCasing", "ExposeInvalidFormat"};
+    static constexpr std::array<std::string_view, 7> rules{"JSONArgsRecommended",  "WorkdirRelativePath",   "MultipleInstructionsDisallowed",
+                                                           "LegacyKeyValueFormat", "SecretsUsedInArgOrEnv", "ExposeProtoCasing",
+                                                           "ExposeInvalidFormat"};
     return std::find(rules.begin(), rules.end(), rule) != rules.end();
 }
 
@@ -78,7 +80,8 @@ result converter::finish(stage_state& target) {
         throw error{errc::invalid, cat("lint violation found for rules: ", names)}.at(r.warnings.front().where);
     }
 
-    r.graph = draft_.finish(target.root, context_source(), {.filename = req_.dockerfile_name, .data = req_.dockerfile, .definition = nullptr, .language = "Dockerfile"});
+    r.graph = draft_.finish(target.root, context_source(),
+                            {.filename = req_.dockerfile_name, .data = req_.dockerfile, .definition = nullptr, .language = "Dockerfile"});
     r.image_config = oci::encode(image);
     r.base_config = target.base_config;
     r.platform = image.platform;
@@ -126,7 +129,12 @@ std::vector<target> list_targets(const std::string& dockerfile, const std::strin
     if (!typed.errors.empty()) throw df::to_error(file, typed.errors);
     std::vector<target> out;
     for (const auto& st : typed.value.stages) {
-        out.push_back({.name = st.name, .base = st.base, .platform = st.platform, .description = st.description, .is_default = false, .line = st.from.lines.first});
+        out.push_back({.name = st.name,
+                       .base = st.base,
+                       .platform = st.platform,
+                       .description = st.description,
+                       .is_default = false,
+                       .line = st.from.lines.first});
     }
     if (!out.empty()) out.back().is_default = true;
     return out;

@@ -120,7 +120,8 @@ void converter::dispatch(stage_state& s, command& c) {
                        add_history(s, df::history(in.body), false);
                    },
                    [&](const df::stopsignal_instruction& i) {
-                       if (!df::is_signal(i.signal)) fail(errc::invalid, cat("STOPSIGNAL ", quoted(i.signal), " is neither a signal's name nor its number"), in.lines);
+                       if (!df::is_signal(i.signal))
+                           fail(errc::invalid, cat("STOPSIGNAL ", quoted(i.signal), " is neither a signal's name nor its number"), in.lines);
                        config.stop_signal = i.signal;
                        add_history(s, df::history(in.body), false);
                    },
@@ -164,7 +165,8 @@ std::string converter::display(const stage_state& s, const df::instruction& in) 
         // What cannot be expanded is shown as written.
     }
     const auto end = std::min(text.find(' '), text.size());
-    std::transform(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), text.begin(), [](unsigned char ch) { return static_cast<char>(std::toupper(ch)); });
+    std::transform(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), text.begin(),
+                   [](unsigned char ch) { return static_cast<char>(std::toupper(ch)); });
     return text;
 }
 

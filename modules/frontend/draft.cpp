@@ -16,7 +16,8 @@ import :state;
 namespace cobuild::frontend {
 
 draft::draft() {
-    add({.inputs = {}, .what = llb::source_op{"local://", {}}, .platform = {}}, {}, {.description = {{std::string(llb::custom_name), "[internal] load build context"}}});
+    add({.inputs = {}, .what = llb::source_op{"local://", {}}, .platform = {}}, {},
+        {.description = {{std::string(llb::custom_name), "[internal] load build context"}}});
 }
 
 // The key is the digest the op would have if the context had no attributes: equal keys now are equal digests later.

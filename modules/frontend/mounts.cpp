@@ -58,8 +58,15 @@ void converter::add_mounts(stage_state& s, command& c, std::vector<llb::mount>& 
             add_secret(s, m, in.lines, special, e);
         } else if (m.type == df::mount_type::ssh) {
             if (!m.source.empty()) fail(errc::invalid, "RUN --mount=type=ssh does not support source", in.lines);
-            llb::mount out{.input = llb::scratch, .dest = m.target.empty() ? cat("/run/buildkit/ssh_agent.", sockets.size()) : mount_target(s, m.target), .output = 0, .type = llb::mount_type::ssh};
-            out.ssh = llb::secret_opt{.id = m.id.empty() ? "default" : m.id, .uid = m.uid.value_or(0), .gid = m.gid.value_or(0), .mode = m.mode.value_or(0600), .optional = !m.required};
+            llb::mount out{.input = llb::scratch,
+                           .dest = m.target.empty() ? cat("/run/buildkit/ssh_agent.", sockets.size()) : mount_target(s, m.target),
+                           .output = 0,
+                           .type = llb::mount_type::ssh};
+            out.ssh = llb::secret_opt{.id = m.id.empty() ? "default" : m.id,
+                                      .uid = m.uid.value_or(0),
+                                      .gid = m.gid.value_or(0),
+                                      .mode = m.mode.value_or(0600),
+                                      .optional = !m.required};
             sockets.push_back(std::move(out));
         } else {
             add_directory_mount(s, m, c.sources.at(i), in.lines, mounts.emplace_back(), roots.emplace_back());
@@ -82,7 +89,8 @@ void converter::add_mounts(stage_state& s, command& c, std::vector<llb::mount>& 
     }
     mounts = std::move(sorted);
     roots = std::move(sorted_roots);
-    for (auto* list : {&special, &sockets}) e.mounts.insert(e.mounts.end(), std::make_move_iterator(list->begin()), std::make_move_iterator(list->end()));
+    for (auto* list : {&special, &sockets})
+        e.mounts.insert(e.mounts.end(), std::make_move_iterator(list->begin()), std::make_move_iterator(list->end()));
 }
 
 void converter::add_secret(const stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const {
@@ -93,8 +101,12 @@ void converter::add_secret(const stage_state& s, const df::mount& m, df::line_ra
     }
     if (m.env) e.secret_envs.push_back({.id = id, .name = m.env->empty() ? base_name(id) : *m.env, .optional = !m.required});
     if (m.env && m.target.empty()) return;
-    llb::mount out{.input = llb::scratch, .dest = m.target.empty() ? cat("/run/secrets/", base_name(id)) : mount_target(s, m.target), .output = 0, .type = llb::mount_type::secret};
-    out.secret = llb::secret_opt{.id = id, .uid = m.uid.value_or(0), .gid = m.gid.value_or(0), .mode = m.mode.value_or(0400), .optional = !m.required};
+    llb::mount out{.input = llb::scratch,
+                   .dest = m.target.empty() ? cat("/run/secrets/", base_name(id)) : mount_target(s, m.target),
+                   .output = 0,
+                   .type = llb::mount_type::secret};
+    out.secret =
+        llb::secret_opt{.id = id, .uid = m.uid.value_or(0), .gid = m.gid.value_or(0), .mode = m.mode.value_or(0400), .optional = !m.required};
     special.push_back(std::move(out));
 }
 
@@ -104,7 +116,9 @@ void converter::add_directory_mount(stage_state& s, const df::mount& m, stage_st
     const bool tmpfs = m.type == df::mount_type::tmpfs;
     const bool from_context = m.from.empty() && !cache && !tmpfs;
     if (source != nullptr && !tmpfs) {
-        if (!source->dispatched) fail(errc::invalid, cat("cannot mount from stage ", quoted(m.from), " to ", quoted(m.target), ": the stage must stand above this one"), lines);
+        if (!source->dispatched)
+            fail(errc::invalid, cat("cannot mount from stage ", quoted(m.from), " to ", quoted(m.target), ": the stage must stand above this one"),
+                 lines);
         root = source->root;
     } else if (from_context) {
         root = draft::context();

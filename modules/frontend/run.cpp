@@ -20,7 +20,8 @@ namespace {
 
 void capitalize_keyword(std::string& text) {
     const auto end = std::min(text.find(' '), text.size());
-    std::transform(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), text.begin(), [](unsigned char ch) { return static_cast<char>(std::toupper(ch)); });
+    std::transform(text.begin(), text.begin() + static_cast<std::ptrdiff_t>(end), text.begin(),
+                   [](unsigned char ch) { return static_cast<char>(std::toupper(ch)); });
 }
 
 /// Names of variables that come from secrets are shown as ****.
@@ -68,7 +69,10 @@ void converter::run_command(stage_state& s, command& c) {
     if (run.security == df::security_mode::insecure) fail(errc::unsupported, "RUN --security=insecure is not supported yet", in.lines);
     if (!run.devices.empty()) fail(errc::unsupported, cat("RUN --device=", run.devices.front().name, " is not supported yet"), in.lines);
     if (!oci::match_rank(req_.build_platform, *s.platform)) {
-        fail(errc::unsupported, cat("RUN for platform ", oci::format(*s.platform), " on a ", oci::format(req_.build_platform), " machine needs emulation, which is not supported yet"), in.lines);
+        fail(errc::unsupported,
+             cat("RUN for platform ", oci::format(*s.platform), " on a ", oci::format(req_.build_platform),
+                 " machine needs emulation, which is not supported yet"),
+             in.lines);
     }
 
     llb::exec_op e;
@@ -102,7 +106,9 @@ void converter::run_command(stage_state& s, command& c) {
     env_list env = s.env;
     add_mounts(s, c, mounts, roots, e, env);
     e.meta.env = env.list();
-    e.network = run.network == df::network_mode::none ? llb::net_mode::none : run.network == df::network_mode::host ? llb::net_mode::host : req_.network;
+    e.network = run.network == df::network_mode::none   ? llb::net_mode::none
+                : run.network == df::network_mode::host ? llb::net_mode::host
+                                                        : req_.network;
 
     auto text = df::expand_for_display(name, masked(s.env, e), file_.escape);
     capitalize_keyword(text);
@@ -115,7 +121,8 @@ void converter::run_command(stage_state& s, command& c) {
     e.mounts.insert(e.mounts.begin(), std::make_move_iterator(mounts.begin()), std::make_move_iterator(mounts.end()));
     const auto& p = *s.platform;
     const llb::op o{.inputs = {}, .what = std::move(e), .platform = llb::platform{p.architecture, p.os, p.variant, p.os_version, p.os_features}};
-    s.root = draft_.add(o, inputs.refs, std::move(meta), {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
+    s.root = draft_.add(o, inputs.refs, std::move(meta),
+                        {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
     add_history(s, df::run_history(args, declared_args(s)), true);
 }
 

@@ -75,11 +75,13 @@ void converter::check_syntax() const {
     const auto asked = build_arg("BUILDKIT_SYNTAX");
     if (asked && !asked->empty()) {
         if (is_this_frontend(*asked)) return;
-        throw error{errc::unsupported, cat("build argument BUILDKIT_SYNTAX asks for the frontend image ", *asked, "; only docker/dockerfile is built in")};
+        throw error{errc::unsupported,
+                    cat("build argument BUILDKIT_SYNTAX asks for the frontend image ", *asked, "; only docker/dockerfile is built in")};
     }
     const auto wanted = df::detect_syntax(req_.dockerfile);
     if (wanted && !is_this_frontend(wanted->image)) {
-        fail(errc::unsupported, cat("the syntax directive asks for the frontend image ", wanted->image, "; only docker/dockerfile is built in"), {wanted->line, wanted->line});
+        fail(errc::unsupported, cat("the syntax directive asks for the frontend image ", wanted->image, "; only docker/dockerfile is built in"),
+             {wanted->line, wanted->line});
     }
 }
 
@@ -151,7 +153,8 @@ void converter::read_epoch() {
     epoch_ = parse_seconds(*text);
     if (epoch_) return;
     const bool source = *text == "context" || parsed_.find(*text) != nullptr || req_.named_contexts.contains(*text);
-    if (source) throw error{errc::unsupported, cat(name, "=", *text, " takes the time from a source, which is not supported yet; give seconds since 1970")};
+    if (source)
+        throw error{errc::unsupported, cat(name, "=", *text, " takes the time from a source, which is not supported yet; give seconds since 1970")};
     throw error{errc::invalid, cat("invalid ", name, "=", *text, ": expected seconds since 1970, such as 1700000000")};
 }
 

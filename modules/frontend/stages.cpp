@@ -45,11 +45,13 @@ void converter::make_stages() {
         s->platform = expand_platform(st);
         if (const auto base = by_name_.find(to_lower(s->base_name)); base != by_name_.end()) s->base = base->second;
         s->command_total = s->base == nullptr && s->base_name != "scratch" ? 1 : 0;
-        s->command_total += static_cast<std::size_t>(std::count_if(st.instructions.begin(), st.instructions.end(), [](const auto& in) { return makes_step(in.body); }));
+        s->command_total += static_cast<std::size_t>(
+            std::count_if(st.instructions.begin(), st.instructions.end(), [](const auto& in) { return makes_step(in.body); }));
         s->ignore_cache = req_.no_cache || std::any_of(req_.no_cache_stages.begin(), req_.no_cache_stages.end(),
                                                        [&](const auto& name) { return !st.name.empty() && to_lower(name) == st.name; });
         if (!st.name.empty()) {
-            if (req_.named_contexts.contains(st.name)) fail(errc::unsupported, cat("the named context ", st.name, " in place of a stage is not supported yet"), s->lines);
+            if (req_.named_contexts.contains(st.name))
+                fail(errc::unsupported, cat("the named context ", st.name, " in place of a stage is not supported yet"), s->lines);
             by_name_[st.name] = s.get();
         }
         states_.push_back(std::move(s));
@@ -104,7 +106,8 @@ stage_state* converter::find_target() {
     if (const auto found = by_name_.find(to_lower(req_.target)); found != by_name_.end()) return found->second;
     std::vector<std::string_view> names;
     for (const auto& [name, s] : by_name_) names.emplace_back(name);
-    throw error{errc::not_found, cat("target stage ", quoted(req_.target), " could not be found", did_you_mean(to_lower(req_.target), names))}.at({req_.dockerfile_name, 0});
+    throw error{errc::not_found, cat("target stage ", quoted(req_.target), " could not be found", did_you_mean(to_lower(req_.target), names))}.at(
+        {req_.dockerfile_name, 0});
 }
 
 void converter::connect_stages() {
@@ -135,7 +138,8 @@ command converter::make_command(stage_state& s, df::instruction in, bool on_buil
 stage_state* converter::find_source(const std::string& from, df::line_range lines, bool by_index) {
     if (by_index) {
         if (const auto n = stage_number(from)) {
-            if (*n >= parsed_.stages.size()) fail(errc::invalid, cat("invalid stage index ", *n, ": the file has ", parsed_.stages.size(), " stages, counted from 0"), lines);
+            if (*n >= parsed_.stages.size())
+                fail(errc::invalid, cat("invalid stage index ", *n, ": the file has ", parsed_.stages.size(), " stages, counted from 0"), lines);
             return states_[*n].get();
         }
     }
@@ -204,7 +208,8 @@ bool converter::add_triggers(stage_state& s) {
             fail(e.kind(), cat("ONBUILD trigger ", quoted(text), " of the base ", s.base_name, ": ", e.what()), s.lines);
         }
     }
-    s.command_total += static_cast<std::size_t>(std::count_if(commands.begin(), commands.end(), [](const auto& c) { return makes_step(c.what.body); }));
+    s.command_total +=
+        static_cast<std::size_t>(std::count_if(commands.begin(), commands.end(), [](const auto& c) { return makes_step(c.what.body); }));
     s.commands.insert(s.commands.begin(), std::make_move_iterator(commands.begin()), std::make_move_iterator(commands.end()));
     return s.deps.size() != deps;
 }

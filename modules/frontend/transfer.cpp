@@ -28,7 +28,8 @@ void set_mode(llb::copy_action& a, std::string_view chmod) {
     } else if (is_symbolic_mode(chmod)) {
         a.mode_str = chmod;
     } else {
-        throw error{errc::invalid, cat("invalid chmod parameter: '", chmod, "': it should be an octal string between 0 and 07777, or symbolic such as u=rwX,go=rX")};
+        throw error{errc::invalid,
+                    cat("invalid chmod parameter: '", chmod, "': it should be an octal string between 0 and 07777, or symbolic such as u=rwX,go=rX")};
     }
 }
 
@@ -55,20 +56,29 @@ void converter::check_sources(const stage_state& s, const command& c, const df::
     const bool from_context = is_add || copy->from.empty();
     if (const auto* add = std::get_if<df::add_instruction>(&c.what.body); add != nullptr && !add->checksum.empty()) {
         if (t.sources.size() != 1) fail(errc::invalid, "checksum can't be specified for multiple sources", lines);
-        if (!is_http_source(t.sources.front()) && !is_git_source(t.sources.front())) fail(errc::invalid, "checksum requires HTTP(S) or Git sources", lines);
+        if (!is_http_source(t.sources.front()) && !is_git_source(t.sources.front()))
+            fail(errc::invalid, "checksum requires HTTP(S) or Git sources", lines);
     }
     for (const auto& source : t.sources) {
         const bool git = is_git_source(source);
         if (git || is_http_source(source)) {
-            if (!is_add) fail(errc::invalid, cat("source ", quoted(source), git ? " can't be a git ref for COPY; ADD takes it" : " can't be a URL for COPY; ADD takes it"), lines);
+            if (!is_add)
+                fail(errc::invalid,
+                     cat("source ", quoted(source), git ? " can't be a git ref for COPY; ADD takes it" : " can't be a URL for COPY; ADD takes it"),
+                     lines);
             fail(errc::unsupported, cat("ADD of ", git ? "the git repository " : "the URL ", source, " is not supported yet"), lines);
         }
         if (from_context && leaves_context(source)) {
-            fail(errc::invalid, cat(is_add ? "ADD" : "COPY", " source ", quoted(source), " is outside of the build context: only what lies in the context can be copied, so start the build with a directory that holds it"), lines);
+            fail(errc::invalid,
+                 cat(is_add ? "ADD" : "COPY", " source ", quoted(source),
+                     " is outside of the build context: only what lies in the context can be copied, so start the build with a directory that holds "
+                     "it"),
+                 lines);
         }
     }
     if (!from_context && c.sources.front() != nullptr && !c.sources.front()->dispatched) {
-        fail(errc::invalid, cat("cannot copy from stage ", quoted(copy->from), ", it needs to be defined before current stage ", quoted(s.name)), lines);
+        fail(errc::invalid, cat("cannot copy from stage ", quoted(copy->from), ", it needs to be defined before current stage ", quoted(s.name)),
+             lines);
     }
 }
 
@@ -78,7 +88,8 @@ void converter::warn_ignored(const df::instruction& in, std::string_view source,
     const auto path = fs::clean_path(source);
     bool ignored = false;
     if (path == "." || path == "/") {
-        ignored = std::any_of(ignore_rules_.begin(), ignore_rules_.end(), [](const auto& rule) { return rule == "*" || rule == "**" || rule == "**/*"; });
+        ignored =
+            std::any_of(ignore_rules_.begin(), ignore_rules_.end(), [](const auto& rule) { return rule == "*" || rule == "**" || rule == "**/*"; });
     } else {
         ignored = ignore_->matches(path.starts_with('/') ? std::string_view(path).substr(1) : std::string_view(path));
     }

@@ -17,22 +17,22 @@ export namespace cobuild::frontend {
 
 /// The options of one build, BuildKit's frontend attributes in types.
 struct request {
-    std::string dockerfile;                        ///< its text
-    std::string dockerfile_name = "Dockerfile";    ///< for messages and progress
-    std::optional<std::string> ignore_file;        ///< the text of the ignore file that counts, if there is one
-    std::string ignore_file_name = ".dockerignore"; ///< for messages
-    std::map<std::string, std::string> build_args; ///< including those with a meaning, as SOURCE_DATE_EPOCH
-    std::string target;                            ///< a stage's name; empty: the last
-    std::map<std::string, std::string> labels;     ///< written last, they win
+    std::string dockerfile;                          ///< its text
+    std::string dockerfile_name = "Dockerfile";      ///< for messages and progress
+    std::optional<std::string> ignore_file;          ///< the text of the ignore file that counts, if there is one
+    std::string ignore_file_name = ".dockerignore";  ///< for messages
+    std::map<std::string, std::string> build_args;   ///< including those with a meaning, as SOURCE_DATE_EPOCH
+    std::string target;                              ///< a stage's name; empty: the last
+    std::map<std::string, std::string> labels;       ///< written last, they win
     /// Empty: the build platform, and the image keeps the platform its base states.
     std::optional<oci::platform> target_platform;
-    oci::platform build_platform;                  ///< this machine's
-    bool multi_platform = false;                   ///< names of vertices then carry the platform
+    oci::platform build_platform;  ///< this machine's
+    bool multi_platform = false;   ///< names of vertices then carry the platform
     bool no_cache = false;
-    std::vector<std::string> no_cache_stages;      ///< lower case; --no-cache-filter
+    std::vector<std::string> no_cache_stages;  ///< lower case; --no-cache-filter
     llb::net_mode network = llb::net_mode::sandbox;
     std::vector<llb::host_ip> extra_hosts;
-    std::int64_t shm_size = 0;                     ///< bytes; 0: the runtime's default
+    std::int64_t shm_size = 0;  ///< bytes; 0: the runtime's default
     std::vector<llb::ulimit> ulimits;
     std::string hostname;
     std::string cgroup_parent;
@@ -40,7 +40,7 @@ struct request {
     gateway::resolve_mode resolve = gateway::resolve_mode::standard;
     /// The local source the build context is: "local://<context_name>".
     std::string context_name = "context";
-    std::string shared_key_hint;                   ///< contextkey; empty: context_name
+    std::string shared_key_hint;  ///< contextkey; empty: context_name
     /// Named contexts by name (or name::platform). docker-image:// is served, any other that is needed is errc::unsupported.
     std::map<std::string, std::string> named_contexts;
 };
@@ -61,18 +61,18 @@ struct base_image {
 };
 
 struct result {
-    llb::definition graph;      ///< no ops at all: the result is an empty root
+    llb::definition graph;  ///< no ops at all: the result is an empty root
     /// OCI image configuration with Docker's additions, history included (its `created` is left out for the exporter
     /// unless SOURCE_DATE_EPOCH fixes it); rootfs.diff_ids and created are the exporter's.
     std::string image_config;
     /// The base's configuration as it was, for the exporter's provenance and `containerimage.base.config`; empty: scratch.
     std::string base_config;
-    oci::platform platform;     ///< the image's
+    oci::platform platform;  ///< the image's
     std::vector<warning> warnings;
-    std::vector<std::string> stages;      ///< names of all stages, "" for one without
-    std::vector<base_image> bases;        ///< those that were resolved
-    std::optional<std::int64_t> epoch;    ///< SOURCE_DATE_EPOCH, seconds
-    bool ignore_cache = false;            ///< the target's stage is built without cache
+    std::vector<std::string> stages;    ///< names of all stages, "" for one without
+    std::vector<base_image> bases;      ///< those that were resolved
+    std::optional<std::int64_t> epoch;  ///< SOURCE_DATE_EPOCH, seconds
+    bool ignore_cache = false;          ///< the target's stage is built without cache
 };
 
 }  // namespace cobuild::frontend

@@ -28,20 +28,18 @@ bool default_xattr(std::string_view key) {
     return !key.starts_with("trusted.overlay.") && !key.starts_with("user.overlay.") && key != "security.selinux";
 }
 
-bool same_state(const file_info& a, const file_info& b) {
-    return a.size == b.size && a.mtime == b.mtime && a.ctime == b.ctime && a.inode == b.inode;
-}
+bool same_state(const file_info& a, const file_info& b) { return a.size == b.size && a.mtime == b.mtime && a.ctime == b.ctime && a.inode == b.inode; }
 
 /// One directory on the way from the start to where the walk is; made at the target when something in it is taken.
 struct level {
     std::string path;
-    std::string name;      ///< at the target
-    file_info info;        ///< of the source
+    std::string name;  ///< at the target
+    file_info info;    ///< of the source
     xattr_list xattrs;
-    unique_fd target;      ///< once made
-    bool taken = false;    ///< as opposed to: only on the way
-    bool merged = false;   ///< existed and keeps what it has
-    unique_fd source;      ///< kept open until made, for its attributes
+    unique_fd target;     ///< once made
+    bool taken = false;   ///< as opposed to: only on the way
+    bool merged = false;  ///< existed and keeps what it has
+    unique_fd source;     ///< kept open until made, for its attributes
 };
 
 class copier {
@@ -132,7 +130,8 @@ private:
         const std::string to_name = levels_.empty() ? to_name_ : name;
         const int to = levels_.empty() ? to_ : make_levels();
         const auto there = stat_at(to, to_name);
-        if (there && there->is_dir()) throw error{errc::invalid, cat("cannot replace the directory ", quoted(to_name), " by something that is not one")};
+        if (there && there->is_dir())
+            throw error{errc::invalid, cat("cannot replace the directory ", quoted(to_name), " by something that is not one")};
         if (there && ::unlinkat(to, to_name.c_str(), 0) != 0) throw_errno(cat("replacing ", quoted(to_name)));
         const bool linked = o_.keep_hard_links && info.nlink > 1 && !path.empty();
         if (linked && link_to_first(to, to_name, path, info)) return;
@@ -170,7 +169,8 @@ private:
         return true;
     }
 
-    std::optional<digest> copy_content(int from, const std::string& name, int to, const std::string& to_name, std::string_view path, const file_info& info) {
+    std::optional<digest> copy_content(int from, const std::string& name, int to, const std::string& to_name, std::string_view path,
+                                       const file_info& info) {
         file_info before = info;
         for (int attempt = 0;; ++attempt) {
             const unique_fd in{::openat(from, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC)};
@@ -214,7 +214,8 @@ private:
         if (failed != 0) throw_errno(cat("setting the time of ", quoted(name)));
     }
 
-    void report(std::string_view path, const file_info& info, std::string_view link, std::string_view hard_link, const digest* content, const xattr_list& xattrs) {
+    void report(std::string_view path, const file_info& info, std::string_view link, std::string_view hard_link, const digest* content,
+                const xattr_list& xattrs) {
         o_.done(copied_entry{path, info, link, hard_link, content, xattrs});
     }
 

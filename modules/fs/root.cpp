@@ -51,8 +51,7 @@ int open_in(int dirfd, const std::string& path, int flags, std::uint64_t resolve
 }
 
 void check_name(std::string_view path, std::string_view name) {
-    if (name.empty() || name == "." || name == "..")
-        throw error{errc::invalid, cat(quoted(path), " does not end in a name")};
+    if (name.empty() || name == "." || name == "..") throw error{errc::invalid, cat(quoted(path), " does not end in a name")};
 }
 }  // namespace
 
@@ -66,7 +65,8 @@ std::optional<unique_fd> root::try_open(std::string_view path, int flags, links 
     if (path.find('\0') != std::string_view::npos) throw error{errc::invalid, cat("a NUL byte in the path ", quoted(path))};
     const std::uint64_t resolve = how == links::refuse ? RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS : RESOLVE_IN_ROOT;
     const std::string rel = relative(path);
-    const int fd = open_in(dir_.get(), rel, how == links::follow || rel == "." ? flags : flags | O_NOFOLLOW, resolve, (flags & O_CREAT) != 0 ? 0600 : 0);
+    const int fd =
+        open_in(dir_.get(), rel, how == links::follow || rel == "." ? flags : flags | O_NOFOLLOW, resolve, (flags & O_CREAT) != 0 ? 0600 : 0);
     if (fd >= 0) return unique_fd{fd};
     if (errno == ENOENT || (errno == ENOTDIR && (flags & O_DIRECTORY) == 0)) return std::nullopt;
     throw_lookup(errno, "opening", path, how);
@@ -156,8 +156,10 @@ std::vector<std::string> root::make_dirs(std::string_view path, std::uint32_t mo
         const std::string name{part};
         so_far += so_far.empty() ? name : '/' + name;
         bool fresh = false;
-        if (::mkdirat(at.get(), name.c_str(), 0700) == 0) fresh = true;
-        else if (errno != EEXIST) throw_errno(cat("making the directory ", quoted(so_far)));
+        if (::mkdirat(at.get(), name.c_str(), 0700) == 0)
+            fresh = true;
+        else if (errno != EEXIST)
+            throw_errno(cat("making the directory ", quoted(so_far)));
         unique_fd next{open_in(at.get(), name, (fresh ? O_RDONLY : O_PATH) | O_DIRECTORY | O_NOFOLLOW, RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS)};
         if (!next) throw_lookup(errno, "making the directory", so_far, links::refuse);
         if (fresh) {

@@ -16,7 +16,11 @@ namespace cobuild::fs {
 char32_t take_rune(std::string_view& s, bool* bad = nullptr) {
     const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(s[i]); };
     const unsigned first = byte(0);
-    std::size_t size = first < 0x80 ? 1 : first >= 0xc2 && first < 0xe0 ? 2 : first >= 0xe0 && first < 0xf0 ? 3 : first >= 0xf0 && first < 0xf5 ? 4 : 0;
+    std::size_t size = first < 0x80                    ? 1
+                       : first >= 0xc2 && first < 0xe0 ? 2
+                       : first >= 0xe0 && first < 0xf0 ? 3
+                       : first >= 0xf0 && first < 0xf5 ? 4
+                                                       : 0;
     char32_t rune = first < 0x80 ? first : first & (0xffU >> (size + 1));
     for (std::size_t i = 1; i < size; ++i) {
         if (i >= s.size() || (byte(i) & 0xc0) != 0x80) {
@@ -40,9 +44,12 @@ std::string clean_path(std::string_view path) {
     std::vector<std::string_view> parts;
     for (const auto part : split(path, '/')) {
         if (part.empty() || part == ".") continue;
-        if (part != "..") parts.push_back(part);
-        else if (!parts.empty() && parts.back() != "..") parts.pop_back();
-        else if (!rooted) parts.push_back(part);
+        if (part != "..")
+            parts.push_back(part);
+        else if (!parts.empty() && parts.back() != "..")
+            parts.pop_back();
+        else if (!rooted)
+            parts.push_back(part);
     }
     std::string out = rooted ? "/" : "";
     for (std::size_t i = 0; i < parts.size(); ++i) out.append(i == 0 ? "" : "/").append(parts[i]);
@@ -131,9 +138,12 @@ chunk_of_pattern take_chunk(std::string_view& pattern) {
     for (; i < pattern.size(); ++i) {
         if (pattern[i] == '\\') {
             if (i + 1 < pattern.size()) ++i;
-        } else if (pattern[i] == '[') in_range = true;
-        else if (pattern[i] == ']') in_range = false;
-        else if (pattern[i] == '*' && !in_range) break;
+        } else if (pattern[i] == '[')
+            in_range = true;
+        else if (pattern[i] == ']')
+            in_range = false;
+        else if (pattern[i] == '*' && !in_range)
+            break;
     }
     out.text = pattern.substr(0, i);
     pattern.remove_prefix(i);

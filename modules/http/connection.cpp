@@ -31,7 +31,8 @@ enum class framing { none, length, chunked, until_close };
 }  // namespace
 
 struct connection::state : std::enable_shared_from_this<connection::state> {
-    state(async::executor ex, endpoint server, connection_options options) : wire(std::make_shared<link>(std::move(ex), std::move(server), std::move(options))) {}
+    state(async::executor ex, endpoint server, connection_options options)
+        : wire(std::make_shared<link>(std::move(ex), std::move(server), std::move(options))) {}
 
     std::shared_ptr<link> wire;
     std::string in;  // what came behind a head, or belongs to the next line
@@ -118,10 +119,13 @@ async::task<response> connection::state::read_head(const request& r) {
         std::size_t seen = 0;
         for (;;) {
             if (in.find("\r\n\r\n", seen > 3 ? seen - 3 : 0) != std::string::npos) break;
-            if (in.size() > wire->options.max_head) throw error{errc::corrupt, cat("the head of its answer is longer than ", wire->options.max_head, " bytes")}.with(who());
+            if (in.size() > wire->options.max_head)
+                throw error{errc::corrupt, cat("the head of its answer is longer than ", wire->options.max_head, " bytes")}.with(who());
             seen = in.size();
             co_await more();
-            if (in.size() == seen) throw error{errc::unavailable, cat(who(), answered ? " closed the connection in the middle of an answer" : " closed the connection without an answer")};
+            if (in.size() == seen)
+                throw error{errc::unavailable,
+                            cat(who(), answered ? " closed the connection in the middle of an answer" : " closed the connection without an answer")};
             answered = true;
         }
         std::size_t consumed = 0;
@@ -206,7 +210,8 @@ async::task<std::string> connection::state::read_line() {
 
 async::task<std::size_t> connection::state::read_chunked(std::span<std::byte> into) {
     if (left == 0) {
-        if (!std::exchange(first_chunk, false) && !(co_await read_line()).empty()) throw error{errc::corrupt, cat(who(), ": a chunk of its answer has the wrong length")};
+        if (!std::exchange(first_chunk, false) && !(co_await read_line()).empty())
+            throw error{errc::corrupt, cat(who(), ": a chunk of its answer has the wrong length")};
         auto line = co_await read_line();
         line.resize(std::min(line.find(';'), line.size()));
         const auto digits = trim(line);

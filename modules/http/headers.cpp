@@ -103,7 +103,8 @@ std::optional<head> parse_head(std::string_view bytes, std::size_t max_head, std
     const auto& h = out.answer.headers;
     out.keep_alive = message.version() >= 11 ? !has_token(h, "connection", "close") : has_token(h, "connection", "keep-alive");
     if (h.get("transfer-encoding")) {
-        if (!has_token(h, "transfer-encoding", "chunked") || h.all("transfer-encoding").size() != 1 || to_lower(trim(*h.get("transfer-encoding"))) != "chunked")
+        if (!has_token(h, "transfer-encoding", "chunked") || h.all("transfer-encoding").size() != 1 ||
+            to_lower(trim(*h.get("transfer-encoding"))) != "chunked")
             throw error{errc::corrupt, cat("its Transfer-Encoding ", quoted(*h.get("transfer-encoding")), " is not supported")};
         out.chunked = true;
         if (h.get("content-length")) out.keep_alive = false;  // RFC 9112 6.1: do not trust such a connection further

@@ -23,7 +23,7 @@ struct io_step {
     bool eof = false;
     bool abrupt = false;  ///< an end without TLS's closing alert: a body that ends with the connection may be cut
     readiness need = readiness::none;
-    int errnum = 0;       ///< a socket error
+    int errnum = 0;                ///< a socket error
     std::optional<error> failure;  ///< any other
 };
 

@@ -41,7 +41,8 @@ struct link::sockets {
     asio::steady_timer timer;
 };
 
-link::link(async::executor ex, endpoint s, connection_options o) : server(std::move(s)), options(std::move(o)), sockets_(std::make_unique<sockets>(ex)) {}
+link::link(async::executor ex, endpoint s, connection_options o)
+    : server(std::move(s)), options(std::move(o)), sockets_(std::make_unique<sockets>(ex)) {}
 link::~link() { close(); }
 
 void link::close() noexcept {
@@ -112,7 +113,8 @@ async::task<void> link::wait(readiness need) {
 async::task<void> link::wait_either() {
     check_expired();
     auto& s = sockets_->socket;
-    co_await asio::experimental::make_parallel_group(s.async_wait(tcp::socket::wait_read, asio::deferred), s.async_wait(tcp::socket::wait_write, asio::deferred))
+    co_await asio::experimental::make_parallel_group(s.async_wait(tcp::socket::wait_read, asio::deferred),
+                                                     s.async_wait(tcp::socket::wait_write, asio::deferred))
         .async_wait(asio::experimental::wait_for_one(), async::use_task);
     check_expired();
 }
@@ -133,7 +135,8 @@ async::task<void> link::dial(endpoint to) {
         addresses.emplace_back(address, to.port);
     } else {
         try {
-            for (const auto& entry : co_await sockets_->resolver.async_resolve(to.host, cat(to.port), tcp::resolver::numeric_service, async::use_task))
+            for (const auto& entry :
+                 co_await sockets_->resolver.async_resolve(to.host, cat(to.port), tcp::resolver::numeric_service, async::use_task))
                 addresses.push_back(entry.endpoint());
         } catch (const boost::system::system_error& e) {
             check_expired();

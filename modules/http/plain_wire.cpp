@@ -29,7 +29,9 @@ public:
         return result(n, readiness::readable);
     }
 
-    io_step write(std::span<const std::byte> from) override { return result(::send(fd_, from.data(), from.size(), MSG_DONTWAIT | MSG_NOSIGNAL), readiness::writable); }
+    io_step write(std::span<const std::byte> from) override {
+        return result(::send(fd_, from.data(), from.size(), MSG_DONTWAIT | MSG_NOSIGNAL), readiness::writable);
+    }
 
     bool encrypted() const override { return false; }
 

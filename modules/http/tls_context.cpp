@@ -11,9 +11,9 @@ module;
 #include <string_view>
 #include <vector>
 
-#include <boost/asio/awaitable.hpp>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <boost/asio/awaitable.hpp>
 
 module cobuild.http;
 

@@ -9,11 +9,11 @@ module;
 #include <string>
 #include <string_view>
 
-#include <boost/asio/awaitable.hpp>
 #include <openssl/bio.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
+#include <boost/asio/awaitable.hpp>
 
 module cobuild.http;
 
@@ -87,7 +87,8 @@ std::string names_of(X509* cert) {
         const auto* n = sk_GENERAL_NAME_value(names, i);
         std::string text;
         if (n->type == GEN_DNS) {
-            text.assign(reinterpret_cast<const char*>(ASN1_STRING_get0_data(n->d.dNSName)), static_cast<std::size_t>(ASN1_STRING_length(n->d.dNSName)));
+            text.assign(reinterpret_cast<const char*>(ASN1_STRING_get0_data(n->d.dNSName)),
+                        static_cast<std::size_t>(ASN1_STRING_length(n->d.dNSName)));
         } else if (n->type == GEN_IPADD && ASN1_STRING_length(n->d.iPAddress) == 4) {
             const auto* b = ASN1_STRING_get0_data(n->d.iPAddress);
             text = cat(unsigned{b[0]}, '.', unsigned{b[1]}, '.', unsigned{b[2]}, '.', unsigned{b[3]});
@@ -176,7 +177,8 @@ private:
         io_step out;
         if (reason == SSL_R_HTTP_REQUEST || reason == SSL_R_WRONG_VERSION_NUMBER) {
             not_tls_ = true;
-            out.failure = error{errc::invalid, cat(server_.host_port(), " does not speak TLS", hint_.empty() ? "" : cat("; if it serves plain http, set http = true in ", hint_))};
+            out.failure = error{errc::invalid, cat(server_.host_port(), " does not speak TLS",
+                                                   hint_.empty() ? "" : cat("; if it serves plain http, set http = true in ", hint_))};
             return out;
         }
         const char* text = ERR_reason_error_string(code);
@@ -205,12 +207,14 @@ private:
             case X509_V_ERR_UNABLE_TO_VERIFY_LEAF_SIGNATURE:
             case X509_V_ERR_SELF_SIGNED_CERT_IN_CHAIN:
             case X509_V_ERR_DEPTH_ZERO_SELF_SIGNED_CERT:
-                return cat(certificate, " is signed by an unknown authority (issuer ", cert != nullptr ? name_line(X509_get_issuer_name(cert)) : "unknown", ')',
+                return cat(certificate, " is signed by an unknown authority (issuer ",
+                           cert != nullptr ? name_line(X509_get_issuer_name(cert)) : "unknown", ')',
                            hint_.empty() ? "" : cat("; add its CA file to \"ca\" in ", hint_));
             case X509_V_ERR_CERT_HAS_EXPIRED:
                 return cat(certificate, " expired on ", cert != nullptr ? time_line(X509_get0_notAfter(cert)) : "an unknown day");
             case X509_V_ERR_CERT_NOT_YET_VALID:
-                return cat(certificate, " is not valid before ", cert != nullptr ? time_line(X509_get0_notBefore(cert)) : "an unknown day", "; is this machine's clock right?");
+                return cat(certificate, " is not valid before ", cert != nullptr ? time_line(X509_get0_notBefore(cert)) : "an unknown day",
+                           "; is this machine's clock right?");
             case X509_V_ERR_HOSTNAME_MISMATCH:
             case X509_V_ERR_IP_ADDRESS_MISMATCH:
                 return cat(certificate, " is for ", cert != nullptr ? names_of(cert) : "another host", ", not for ", server_.host);

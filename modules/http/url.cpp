@@ -43,7 +43,9 @@ std::string remove_dots(std::string_view path) {
 
 }  // namespace
 
-std::string endpoint::authority() const { return port == (tls ? 443 : 80) ? (host.find(':') != std::string::npos ? cat('[', host, ']') : host) : host_port(); }
+std::string endpoint::authority() const {
+    return port == (tls ? 443 : 80) ? (host.find(':') != std::string::npos ? cat('[', host, ']') : host) : host_port();
+}
 std::string endpoint::host_port() const { return host.find(':') != std::string::npos ? cat('[', host, "]:", port) : cat(host, ':', port); }
 std::string endpoint::origin() const { return cat(tls ? "https://" : "http://", authority()); }
 
@@ -66,7 +68,8 @@ endpoint parse_endpoint(std::string_view authority, bool tls) {
         if (port.empty()) throw bad("the port is empty");
     }
     if (host.empty()) throw bad("the name is empty");
-    if (!std::all_of(host.begin(), host.end(), [](char c) { return unreserved(c) || c == ':' || c == '%'; }) || host.find('~') != std::string_view::npos)
+    if (!std::all_of(host.begin(), host.end(), [](char c) { return unreserved(c) || c == ':' || c == '%'; }) ||
+        host.find('~') != std::string_view::npos)
         throw bad("a host name has letters, digits, dots and dashes only");
     if (!port.empty()) {
         const auto [end, ec] = std::from_chars(port.data(), port.data() + port.size(), out.port);
@@ -79,8 +82,9 @@ endpoint parse_endpoint(std::string_view authority, bool tls) {
 bool is_loopback(std::string_view host) {
     if (host == "localhost" || host == "::1") return true;
     const auto parts = split(host, '.');
-    return parts.size() == 4 && parts[0] == "127" &&
-           std::all_of(parts.begin(), parts.end(), [](std::string_view p) { return !p.empty() && p.find_first_not_of("0123456789") == std::string_view::npos; });
+    return parts.size() == 4 && parts[0] == "127" && std::all_of(parts.begin(), parts.end(), [](std::string_view p) {
+               return !p.empty() && p.find_first_not_of("0123456789") == std::string_view::npos;
+           });
 }
 
 std::string percent_encode(std::string_view text) {

@@ -53,8 +53,7 @@ std::string reason(const boost::system::error_code& ec, std::size_t max_depth) {
 }  // namespace
 
 value parse(std::string_view text, parse_limits limits) {
-    if (text.size() > limits.max_bytes)
-        throw error{errc::corrupt, cat("JSON of ", text.size(), " bytes, above the limit of ", limits.max_bytes)};
+    if (text.size() > limits.max_bytes) throw error{errc::corrupt, cat("JSON of ", text.size(), " bytes, above the limit of ", limits.max_bytes)};
     bj::parse_options options;
     options.max_depth = limits.max_depth;
     bj::stream_parser p({}, options);

@@ -52,8 +52,8 @@ private:
         const double magnitude = std::fabs(d);
         const bool exponent = magnitude != 0 && (magnitude < 1e-6 || magnitude >= 1e21);
         std::array<char, 512> buffer{};
-        const auto end = std::to_chars(buffer.data(), buffer.data() + buffer.size(), d,
-                                       exponent ? std::chars_format::scientific : std::chars_format::fixed);
+        const auto end =
+            std::to_chars(buffer.data(), buffer.data() + buffer.size(), d, exponent ? std::chars_format::scientific : std::chars_format::fixed);
         std::string text(buffer.data(), end.ptr);
         if (const auto e = text.find("e-0"); e != std::string::npos) text.erase(e + 2, 1);
         out_ += text;

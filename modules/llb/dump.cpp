@@ -223,7 +223,8 @@ std::string display_name(const op& o, const op_metadata& meta) {
         for (const auto& a : f->actions) out += (out.empty() ? "" : ", ") + file_action_name(a);
         return out;
     }
-    static constexpr std::array<std::string_view, std::variant_size_v<operation>> names{"result", "exec", "source", "file", "build", "merge", "diff", "passthrough"};
+    static constexpr std::array<std::string_view, std::variant_size_v<operation>> names{"result", "exec",  "source", "file",
+                                                                                        "build",  "merge", "diff",   "passthrough"};
     return std::string(names[o.what.index()]);
 }
 
@@ -249,9 +250,11 @@ std::string to_dot(const definition& d) {
         const auto id = digest::of(data);
         const op o = unmarshal_op(data);
         const auto meta = d.metadata.find(id);
-        out += cat("  ", dot_string(id.str()), " [label=", dot_string(display_name(o, meta != d.metadata.end() ? meta->second : op_metadata{})), "];\n");
+        out +=
+            cat("  ", dot_string(id.str()), " [label=", dot_string(display_name(o, meta != d.metadata.end() ? meta->second : op_metadata{})), "];\n");
         for (const input& in : o.inputs) {
-            out += cat("  ", dot_string(in.vertex.str()), " -> ", dot_string(id.str()), in.index != 0 ? cat(" [label=", in.index, "]") : std::string(), ";\n");
+            out += cat("  ", dot_string(in.vertex.str()), " -> ", dot_string(id.str()),
+                       in.index != 0 ? cat(" [label=", in.index, "]") : std::string(), ";\n");
         }
     }
     return out += "}\n";

@@ -131,7 +131,8 @@ loaded load(const definition& d, const limits& l) {
         for (const input& in : all[v].what.inputs) {
             const auto from = at(in);
             if (in.index >= output_count(all[from].what)) {
-                throw error{errc::invalid, cat("build definition uses output ", in.index, " of ", in.vertex.str(), ", which has ", output_count(all[from].what))};
+                throw error{errc::invalid,
+                            cat("build definition uses output ", in.index, " of ", in.vertex.str(), ", which has ", output_count(all[from].what))};
             }
             users[from].push_back(v);
             ++waiting[v];

@@ -87,10 +87,10 @@ struct secret_opt {
     bool optional = false;
 };
 struct mount {
-    std::int64_t input = 0;  ///< index into the op's inputs, or scratch
-    std::string selector;    ///< the path inside the input that is mounted; empty: its root
-    std::string dest;        ///< "/" is the root mount, which every exec has
-    std::int64_t output = 0; ///< the op's output that the mount's result becomes, or no_output
+    std::int64_t input = 0;   ///< index into the op's inputs, or scratch
+    std::string selector;     ///< the path inside the input that is mounted; empty: its root
+    std::string dest;         ///< "/" is the root mount, which every exec has
+    std::int64_t output = 0;  ///< the op's output that the mount's result becomes, or no_output
     bool readonly = false;
     mount_type type = mount_type::bind;
     std::optional<tmpfs_opt> tmpfs;
@@ -183,8 +183,8 @@ struct symlink_action {
 };
 /// Index i below the number n of the op's inputs is that input; i >= n is the result of action i-n, an earlier one.
 struct file_action {
-    std::int64_t input = 0;            ///< what is changed, or scratch
-    std::int64_t secondary_input = -1; ///< what is copied from, or scratch
+    std::int64_t input = 0;             ///< what is changed, or scratch
+    std::int64_t secondary_input = -1;  ///< what is copied from, or scratch
     std::int64_t output = no_output;
     std::variant<std::monostate, copy_action, mkfile_action, mkdir_action, rm_action, symlink_action> what;
 };

@@ -44,7 +44,8 @@ void check(const exec_op& e, const op& o) {
         if (m.cache) check_enum(m.cache->sharing, cache_sharing::locked, "a cache mount's sharing");
         check_index(m.input, o.inputs.size(), cat("the mount at ", m.dest));
         if (m.dest.empty()) refuse("a mount has no target");
-        if (m.output < no_output || m.output >= static_cast<std::int64_t>(e.mounts.size())) refuse(cat("the mount at ", m.dest, " has the output ", m.output));
+        if (m.output < no_output || m.output >= static_cast<std::int64_t>(e.mounts.size()))
+            refuse(cat("the mount at ", m.dest, " has the output ", m.output));
     }
     if (!root) refuse("the command to run has no root file system");
 }

@@ -93,7 +93,8 @@ json::object read_document(std::string_view bytes, bool index) {
     const bool right_type = type.empty() || (index ? is_index(type) : is_manifest(type));
     if (!right_type) throw error{errc::corrupt, cat("media type ", quoted(type), " is not that of ", index ? "an index" : "a manifest")};
     const auto version = json::int_at(o, "schemaVersion");
-    if (version == 1) throw error{errc::unsupported, "manifest schema 1 was given up by registries and is not supported: push the image anew with a current tool"};
+    if (version == 1)
+        throw error{errc::unsupported, "manifest schema 1 was given up by registries and is not supported: push the image anew with a current tool"};
     if (version != 2) throw error{errc::corrupt, cat("schemaVersion ", version, " is not known")};
     // image-spec: a document with the members of both kinds is ambiguous and must be refused.
     if (o.contains(index ? "layers" : "manifests") || (index && o.contains("config")))

@@ -143,7 +143,8 @@ image parse_image(std::string_view bytes) {
         }
         if (const auto* list = json::optional_array(o, "history"))
             for (const auto& entry : *list) i.history.push_back(read_history(entry.as_object()));
-        i.unknown = unknown_members(o, {"created", "author", "architecture", "os", "os.version", "os.features", "variant", "config", "rootfs", "history"});
+        i.unknown =
+            unknown_members(o, {"created", "author", "architecture", "os", "os.version", "os.features", "variant", "config", "rootfs", "history"});
         return i;
     } catch (error& e) {
         throw std::move(e).with("image config");

@@ -16,11 +16,11 @@ namespace cobuild::oci {
 namespace {
 
 // Go's lists (go/build/syslist.go), which decide what a single word means.
-constexpr std::array<std::string_view, 17> known_os{"aix",     "android", "darwin",  "dragonfly", "freebsd", "hurd", "illumos", "ios", "js",
-                                                    "linux",   "nacl",    "netbsd",  "openbsd",   "plan9",   "solaris", "windows", "zos"};
-constexpr std::array<std::string_view, 26> known_arch{"386",     "amd64",  "amd64p32", "arm",    "armbe",    "arm64",  "arm64be", "ppc64", "ppc64le",
-                                                      "loong64", "mips",   "mipsle",   "mips64", "mips64le", "mips64p32", "mips64p32le", "ppc", "riscv",
-                                                      "riscv64", "s390",   "s390x",    "sparc",  "sparc64",  "wasm",   "aarch64", "x86_64"};
+constexpr std::array<std::string_view, 17> known_os{"aix",   "android", "darwin", "dragonfly", "freebsd", "hurd",    "illumos", "ios", "js",
+                                                    "linux", "nacl",    "netbsd", "openbsd",   "plan9",   "solaris", "windows", "zos"};
+constexpr std::array<std::string_view, 26> known_arch{
+    "386",      "amd64",     "amd64p32",    "arm", "armbe", "arm64",   "arm64be", "ppc64", "ppc64le", "loong64", "mips", "mipsle",  "mips64",
+    "mips64le", "mips64p32", "mips64p32le", "ppc", "riscv", "riscv64", "s390",    "s390x", "sparc",   "sparc64", "wasm", "aarch64", "x86_64"};
 
 template<std::size_t N>
 bool among(const std::array<std::string_view, N>& list, std::string_view word) {

@@ -114,7 +114,8 @@ std::vector<std::string> find_sources(const copy_job& job) {
 
 error missing(const copy_job& job, std::string_view path) {
     const std::string shown = cat("/", path);
-    if (job.live != nullptr && job.live->excluded.matches(path)) return {errc::not_found, cat(quoted(shown), ": not found, the ignore file excludes it")};
+    if (job.live != nullptr && job.live->excluded.matches(path))
+        return {errc::not_found, cat(quoted(shown), ": not found, the ignore file excludes it")};
     return {errc::not_found, cat(quoted(shown), ": not found", job.live != nullptr ? " in the build context" : "")};
 }
 
@@ -225,13 +226,16 @@ private:
     void copy(const std::string& source, const std::string& dest, bool directory, const selection& chosen) {
         fs::copy_options options;
         options.hash = job_.live != nullptr;
-        if (job_.owner) options.who = job_.owner;
-        else if (job_.live != nullptr) options.who = fs::owner{};
+        if (job_.owner)
+            options.who = job_.owner;
+        else if (job_.live != nullptr)
+            options.who = fs::owner{};
         if (!job_.what.mode_str.empty() || job_.what.mode >= 0) options.mode = [this](const fs::file_info& i) { return mode_of(job_.what, i); };
         options.mtime = time_of(job_.what);
         options.filter = [&chosen](std::string_view path, const fs::file_info& info) { return chosen(path, info); };
         if (job_.live != nullptr) watch(options, chosen);
-        auto [from_dir, from_name] = source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string(".")} : job_.from->parent(source);
+        auto [from_dir, from_name] =
+            source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string(".")} : job_.from->parent(source);
         std::string target = job_.to->resolve(dest, fs::links::keep);
         if (target.empty()) {
             fs::copy_tree(from_dir.get(), from_name, job_.to->fd(), ".", options);
@@ -239,7 +243,8 @@ private:
         }
         // A directory is merged through a link that names a directory; anything else replaces the link's place.
         if (const auto there = job_.to->stat(target); directory && there && there->is_link())
-            if (const auto behind = job_.to->stat(target, fs::links::follow); behind && behind->is_dir()) target = job_.to->resolve(dest, fs::links::follow);
+            if (const auto behind = job_.to->stat(target, fs::links::follow); behind && behind->is_dir())
+                target = job_.to->resolve(dest, fs::links::follow);
         auto [to_dir, to_name] = job_.to->parent(target);
         fs::copy_tree(from_dir.get(), from_name, to_dir.get(), to_name, options);
     }
@@ -252,7 +257,8 @@ private:
         options.filter = [this, &chosen](std::string_view path, const fs::file_info& info) {
             const auto verdict = chosen(path, info);
             if (verdict != fs::copy_verdict::skip && info.is_file())
-                seen_.insert_or_assign(std::string(path), std::pair{info, std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now())});
+                seen_.insert_or_assign(std::string(path),
+                                       std::pair{info, std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now())});
             return verdict;
         };
         options.done = [this](const fs::copied_entry& e) {
@@ -372,7 +378,8 @@ async::task<std::shared_ptr<chain_value>> as_chain(environment& env, solver::res
         run_copy(job, nullptr);
     });
     const chain_value nothing;
-    co_return with_layer(nothing, co_await env.snapshots.commit(std::move(target), {.kind = "source.local", .description = cat("local source ", local->name)}));
+    co_return with_layer(
+        nothing, co_await env.snapshots.commit(std::move(target), {.kind = "source.local", .description = cat("local source ", local->name)}));
 }
 
 }  // namespace cobuild::ops

@@ -52,7 +52,7 @@ struct environment {
 /// One client's build.
 struct build_scope {
     std::shared_ptr<session::session> session;
-    std::string id;                     ///< of this build: what is keyed by it means nothing later
+    std::string id;  ///< of this build: what is keyed by it means nothing later
     bool always_pull = false;
 };
 

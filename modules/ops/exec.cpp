@@ -62,7 +62,8 @@ public:
         if (exec_.network == llb::net_mode::host && !env.host_network_allowed)
             throw error{errc::permission, "network.host is not allowed: add it to insecure-entitlements in the configuration"};
         for (const auto& m : exec_.mounts)
-            if (m.type == llb::mount_type::ssh && !(m.ssh && m.ssh->optional)) throw error{errc::unsupported, "RUN --mount=type=ssh is not supported yet"};
+            if (m.type == llb::mount_type::ssh && !(m.ssh && m.ssh->optional))
+                throw error{errc::unsupported, "RUN --mount=type=ssh is not supported yet"};
     }
 
     async::task<solver::cache_info> describe(solver::context) override {
@@ -89,9 +90,8 @@ public:
         const auto chain = std::dynamic_pointer_cast<chain_value>(value);
         if (!chain) co_return std::nullopt;
         const auto view = co_await env_.snapshots.view(chain->chain);
-        co_return co_await env_.pool.run([&] {
-            return cache::hash_tree(view.fd(), wanted, {.memo = nullptr, .threads = 2, .cancelled = ctx.cancelled});
-        });
+        co_return co_await env_.pool.run(
+            [&] { return cache::hash_tree(view.fd(), wanted, {.memo = nullptr, .threads = 2, .cancelled = ctx.cancelled}); });
     }
 
     async::task<std::shared_ptr<void>> prepare(solver::context ctx) override;
@@ -158,14 +158,17 @@ async::task<void> exec_op::add_secret(const llb::mount& m, executor::step& step)
     step.mounts.push_back(std::move(out));
 }
 
-async::task<void> exec_op::add_mount(std::size_t index, std::vector<std::shared_ptr<chain_value>>& inputs, executor::step& step, prepared_mounts& held,
-                                     cache_dirs& caches) {
+async::task<void> exec_op::add_mount(std::size_t index, std::vector<std::shared_ptr<chain_value>>& inputs, executor::step& step,
+                                     prepared_mounts& held, cache_dirs& caches) {
     const auto& m = exec_.mounts[index];
     switch (m.type) {
         case llb::mount_type::secret: co_return co_await add_secret(m, step);
         case llb::mount_type::ssh: co_return;
         case llb::mount_type::tmpfs:
-            step.mounts.push_back({.what = executor::mount::kind::tmpfs, .target = m.dest, .size = m.tmpfs ? static_cast<std::uint64_t>(m.tmpfs->size) : 0, .mode = 01777});
+            step.mounts.push_back({.what = executor::mount::kind::tmpfs,
+                                   .target = m.dest,
+                                   .size = m.tmpfs ? static_cast<std::uint64_t>(m.tmpfs->size) : 0,
+                                   .mode = 01777});
             co_return;
         case llb::mount_type::cache:
             held.fds.push_back(caches.at(index).mount());
@@ -205,17 +208,22 @@ async::task<executor::step> exec_op::make_step() {
     step.cgroup_parent = exec_.meta.cgroup_parent;
     for (const auto code : exec_.meta.valid_exit_codes) step.valid_exit_codes.push_back(code);
     step.remove_stubs_recursively = exec_.meta.remove_mount_stubs_recursive;
-    if (exec_.meta.proxy) step.proxies = {exec_.meta.proxy->http, exec_.meta.proxy->https, exec_.meta.proxy->ftp, exec_.meta.proxy->no, exec_.meta.proxy->all};
+    if (exec_.meta.proxy)
+        step.proxies = {exec_.meta.proxy->http, exec_.meta.proxy->https, exec_.meta.proxy->ftp, exec_.meta.proxy->no, exec_.meta.proxy->all};
     for (const auto& s : exec_.secret_envs) {
         auto text = session_ ? co_await session_->secret(s.id) : std::nullopt;
-        if (text) step.env.push_back(cat(s.name, "=", *text));
-        else if (!s.optional) throw error{errc::not_found, cat("secret ", s.id, ": not found; give it with --secret id=", s.id, ",src=FILE")};
+        if (text)
+            step.env.push_back(cat(s.name, "=", *text));
+        else if (!s.optional)
+            throw error{errc::not_found, cat("secret ", s.id, ": not found; give it with --secret id=", s.id, ",src=FILE")};
     }
     co_return step;
 }
 
 async::task<executor::exit> exec_op::run_in_network(executor::step step, executor::streams io) {
-    const auto kind = exec_.network == llb::net_mode::host ? network_kind::host : exec_.network == llb::net_mode::none ? network_kind::none : network_kind::standard;
+    const auto kind = exec_.network == llb::net_mode::host   ? network_kind::host
+                      : exec_.network == llb::net_mode::none ? network_kind::none
+                                                             : network_kind::standard;
     auto* provider = co_await env_.network(kind);
     if (!step.resolv_conf) {
         const auto defaults = env_.steps();
@@ -253,13 +261,16 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
         };
     };
     // A chain of its own: what it shields from cancellation while it cleans up ends with it.
-    const auto ended = co_await async::linked(async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out), show(progress::stream::err)}));
+    const auto ended =
+        co_await async::linked(async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out), show(progress::stream::err)}));
     held.fds.clear();
     held.views.clear();
     if (!ended.accepted) {
         std::string command;
         for (const auto& a : exec_.meta.args) command += cat(command.empty() ? "" : " ", a);
-        throw error{errc::step_failed, cat("process ", quoted(command), " did not complete successfully: exit code: ", ended.code, ended.oom ? " (out of memory)" : "")}.exited(ended.code);
+        throw error{errc::step_failed,
+                    cat("process ", quoted(command), " did not complete successfully: exit code: ", ended.code, ended.oom ? " (out of memory)" : "")}
+            .exited(ended.code);
     }
     solver::run_result out;
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
@@ -274,7 +285,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
             continue;
         }
         const chain_value nothing;
-        const auto layer = co_await env_.snapshots.commit(std::move(w.mapped()), {.description = cat("mount ", m.dest, " from exec ", exec_.meta.args.back())});
+        const auto layer =
+            co_await env_.snapshots.commit(std::move(w.mapped()), {.description = cat("mount ", m.dest, " from exec ", exec_.meta.args.back())});
         out.outputs[at] = with_layer(m.input >= 0 ? *inputs[static_cast<std::size_t>(m.input)] : nothing, layer);
     }
     co_return out;
@@ -282,6 +294,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
 
 }  // namespace
 
-std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope) { return std::make_shared<exec_op>(what, env, scope); }
+std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope) {
+    return std::make_shared<exec_op>(what, env, scope);
+}
 
 }  // namespace cobuild::ops

@@ -33,7 +33,8 @@ digest file_key(llb::op what) {
     const auto inputs = static_cast<std::int64_t>(what.inputs.size());
     for (auto& in : what.inputs) in.vertex = digest{};
     for (auto& action : std::get<llb::file_op>(what.what).actions)
-        if (auto* copy = std::get_if<llb::copy_action>(&action.what); copy != nullptr && action.secondary_input >= 0 && action.secondary_input < inputs)
+        if (auto* copy = std::get_if<llb::copy_action>(&action.what);
+            copy != nullptr && action.secondary_input >= 0 && action.secondary_input < inputs)
             copy->src = base_name(copy->src);
     what.constraints.reset();
     return key_of("file.v0", what);
@@ -87,7 +88,8 @@ struct tree {
 
 class file_op final : public solver::op {
 public:
-    file_op(const llb::op& what, environment& env) : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {
+    file_op(const llb::op& what, environment& env)
+        : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {
         for (const auto& a : file_.actions)
             if (const auto* copy = std::get_if<llb::copy_action>(&a.what); copy != nullptr && copy->always_replace_existing)
                 throw error{errc::unsupported, "a copy that replaces whatever is at its destination is not supported yet"};
@@ -116,8 +118,11 @@ public:
         for (const auto& a : file_.actions) {
             const auto* copy = std::get_if<llb::copy_action>(&a.what);
             if (copy == nullptr || a.secondary_input != static_cast<std::int64_t>(input)) continue;
-            wanted.push_back({.path = copy->src, .wildcard = copy->allow_wildcard && fs::has_wildcard(copy->src), .follow_links = copy->follow_symlink,
-                              .include = copy->include_patterns, .exclude = copy->exclude_patterns});
+            wanted.push_back({.path = copy->src,
+                              .wildcard = copy->allow_wildcard && fs::has_wildcard(copy->src),
+                              .follow_links = copy->follow_symlink,
+                              .include = copy->include_patterns,
+                              .exclude = copy->exclude_patterns});
         }
         const auto view = co_await env_.snapshots.view(chain->chain);
         co_return co_await env_.pool.run([&] { return cache::hash_tree(view.fd(), wanted, {.threads = 2, .cancelled = ctx.cancelled}); });
@@ -205,11 +210,12 @@ async::task<void> file_op::open_tree(tree& t, bool writable) {
         co_return;
     }
     t.top.emplace(co_await env_.snapshots.begin(t.below->chain));
-    t.mounted.emplace(t.below->chain.layers.empty() ? unique_fd{::openat(t.top->upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)} : co_await t.top->mount());
+    t.mounted.emplace(t.below->chain.layers.empty() ? unique_fd{::openat(t.top->upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)}
+                                                    : co_await t.top->mount());
 }
 
-std::optional<digest> file_op::act(const llb::file_action& action, tree& target, tree* other, const local_value* live, const std::vector<tree*>& trees,
-                                   cache::stat_memo* memo) const {
+std::optional<digest> file_op::act(const llb::file_action& action, tree& target, tree* other, const local_value* live,
+                                   const std::vector<tree*>& trees, cache::stat_memo* memo) const {
     const auto& root = *target.mounted;
     if (const auto* copy = std::get_if<llb::copy_action>(&action.what)) {
         copy_job job{.from = live != nullptr ? &live->root : &*other->mounted, .live = live, .to = &root, .what = *copy};
@@ -217,13 +223,17 @@ std::optional<digest> file_op::act(const llb::file_action& action, tree& target,
         return run_copy(job, memo);
     }
     const auto who = [&](const auto& what) { return owner_of(what.owner, trees).value_or(fs::owner{}); };
-    if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what)) make_directory(root, *dir, who(*dir));
-    else if (const auto* file = std::get_if<llb::mkfile_action>(&action.what)) make_file(root, *file, who(*file));
-    else if (const auto* rm = std::get_if<llb::rm_action>(&action.what)) remove(root, *rm);
+    if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what))
+        make_directory(root, *dir, who(*dir));
+    else if (const auto* file = std::get_if<llb::mkfile_action>(&action.what))
+        make_file(root, *file, who(*file));
+    else if (const auto* rm = std::get_if<llb::rm_action>(&action.what))
+        remove(root, *rm);
     else if (const auto* link = std::get_if<llb::symlink_action>(&action.what)) {
         root.make_link(link->newpath, link->oldpath, who(*link));
         if (const auto t = time_of(link->timestamp)) root.set_mtime(link->newpath, *t);
-    } else throw error{errc::invalid, "a file op has an action of unknown kind"};
+    } else
+        throw error{errc::invalid, "a file op has an action of unknown kind"};
     return std::nullopt;
 }
 
@@ -256,7 +266,8 @@ async::task<void> file_op::open_owners(const llb::file_action& action, std::vect
     if (!owner) co_return;
     for (const auto& who : {owner->user, owner->group}) {
         const auto* named = who ? std::get_if<llb::named_user>(&*who) : nullptr;
-        if (named != nullptr && named->input >= 0 && static_cast<std::size_t>(named->input) < inputs_) co_await open_tree(trees[static_cast<std::size_t>(named->input)], false);
+        if (named != nullptr && named->input >= 0 && static_cast<std::size_t>(named->input) < inputs_)
+            co_await open_tree(trees[static_cast<std::size_t>(named->input)], false);
     }
 }
 
@@ -276,7 +287,8 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
     for (std::size_t i = 0; i < file_.actions.size(); ++i) {
         const auto& action = file_.actions[i];
         tree& target = trees[inputs_ + i];
-        if (action.input >= 0 && live[static_cast<std::size_t>(action.input)] != nullptr) throw error{errc::invalid, "a file op cannot change a client's directory"};
+        if (action.input >= 0 && live[static_cast<std::size_t>(action.input)] != nullptr)
+            throw error{errc::invalid, "a file op cannot change a client's directory"};
         go_on_from(action.input, trees, target);
         co_await open_tree(target, true);
         tree nothing{.below = std::make_shared<chain_value>()};

@@ -39,7 +39,8 @@ graph make_graph(const llb::loaded& definition, environment& env, build_scope sc
         made.op = make_op(v.what, env, scope);
         for (const auto& in : v.what.inputs) made.inputs.push_back({index.at(in.vertex), static_cast<std::size_t>(in.index)});
         made.name = llb::display_name(v.what, v.meta);
-        if (v.meta.progress_group) made.progress_group = progress::group{v.meta.progress_group->id, v.meta.progress_group->name, v.meta.progress_group->weak};
+        if (v.meta.progress_group)
+            made.progress_group = progress::group{v.meta.progress_group->id, v.meta.progress_group->name, v.meta.progress_group->weak};
         made.ignore_cache = v.meta.ignore_cache;
         index.emplace(v.id, out.vertices.size());
         out.vertices.push_back(std::move(made));

@@ -36,7 +36,8 @@ std::optional<std::vector<std::string>> find_line(const fs::root& root, std::str
 std::uint32_t number(const std::string& text, std::string_view file) {
     std::uint32_t value = 0;
     const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), value);
-    if (ec != std::errc{} || end != text.data() + text.size()) throw error{errc::invalid, cat(file, " of the image is damaged: ", quoted(text), " is no number")};
+    if (ec != std::errc{} || end != text.data() + text.size())
+        throw error{errc::invalid, cat(file, " of the image is damaged: ", quoted(text), " is no number")};
     return value;
 }
 
@@ -104,9 +105,12 @@ std::uint32_t apply_symbolic_mode(std::string_view text, std::uint32_t mode, boo
             const auto bits = take_bits(clause, mode, directory);
             if (!bits) throw bad();
             const std::uint32_t kept = directory ? set_id & ~*bits : 0;
-            if (op == '+') mode |= *bits & who;
-            else if (op == '-') mode &= ~(*bits & who);
-            else mode = (mode & (~who | kept)) | (*bits & who);
+            if (op == '+')
+                mode |= *bits & who;
+            else if (op == '-')
+                mode &= ~(*bits & who);
+            else
+                mode = (mode & (~who | kept)) | (*bits & who);
         }
     }
     return mode & every_bit;

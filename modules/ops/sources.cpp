@@ -77,8 +77,11 @@ std::vector<std::string> list_attribute(const llb::source_op& source, const std:
 class local_op final : public solver::op {
 public:
     local_op(const build_scope& scope, std::string name, const llb::source_op& source)
-        : session_(scope.session), key_(key_in(scope, name, source)), name_(std::move(name)),
-          excluded_(list_attribute(source, "local.excludepatterns")), included_(list_attribute(source, "local.includepattern")) {}
+        : session_(scope.session),
+          key_(key_in(scope, name, source)),
+          name_(std::move(name)),
+          excluded_(list_attribute(source, "local.excludepatterns")),
+          included_(list_attribute(source, "local.includepattern")) {}
 
     async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
 
@@ -137,7 +140,8 @@ std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env
     if (id.starts_with(image_scheme)) {
         oci::platform platform = oci::host_platform();
         if (what.platform)
-            platform = oci::normalize({what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
+            platform = oci::normalize(
+                {what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
         return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform,
                                           scope.always_pull ? source::freshness::always : source::freshness::missing);
     }

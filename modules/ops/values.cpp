@@ -19,7 +19,6 @@ namespace {
 
 constexpr std::string_view prefix = "chain:";
 
-
 std::optional<snapshot::chain> from_text(std::string_view text) {
     if (!text.starts_with(prefix)) return std::nullopt;
     text.remove_prefix(prefix.size());

@@ -1,7 +1,7 @@
 module;
+#include <cerrno>
 #include <chrono>
 #include <csignal>
-#include <cerrno>
 #include <cstddef>
 #include <deque>
 #include <exception>

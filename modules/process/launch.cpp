@@ -1,9 +1,9 @@
 #include "launch.hpp"
 
 #include <cerrno>
-#include <new>
 #include <csignal>
 #include <cstdint>
+#include <new>
 
 #include <fcntl.h>
 #include <linux/openat2.h>
@@ -82,10 +82,10 @@ IN_CHILD failure mount_fresh(const char* type, const launch_action& a, unsigned 
 
 IN_CHILD failure carry_out(const launch_action& a) {
     switch (a.what) {
-    case launch_action::kind::attach: return attach(a.fd, a.target);
-    case launch_action::kind::bind: return bind(a);
-    case launch_action::kind::tmpfs: return mount_fresh("tmpfs", a, MS_NOSUID | MS_NODEV);
-    case launch_action::kind::proc: return mount_fresh("proc", a, MS_NOSUID | MS_NODEV | MS_NOEXEC);
+        case launch_action::kind::attach: return attach(a.fd, a.target);
+        case launch_action::kind::bind: return bind(a);
+        case launch_action::kind::tmpfs: return mount_fresh("tmpfs", a, MS_NOSUID | MS_NODEV);
+        case launch_action::kind::proc: return mount_fresh("proc", a, MS_NOSUID | MS_NODEV | MS_NOEXEC);
     }
     return {};
 }
@@ -201,7 +201,8 @@ int launch(launch_plan& plan, int& pidfd) {
     }
     if (plan.error != 0) {
         siginfo_t info{};
-        while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(fd), &info, WEXITED) < 0 && errno == EINTR) {}
+        while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(fd), &info, WEXITED) < 0 && errno == EINTR) {
+        }
         ::close(fd);
         return -1;
     }

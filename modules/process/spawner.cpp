@@ -77,7 +77,8 @@ void spawner::state::end() {
 
 void spawner::state::ring() const noexcept {
     const std::uint64_t one = 1;
-    while (::write(bell_.get(), &one, sizeof one) < 0 && errno == EINTR) {}
+    while (::write(bell_.get(), &one, sizeof one) < 0 && errno == EINTR) {
+    }
 }
 
 bool spawner::state::post(std::function<void()> job) {
@@ -101,7 +102,8 @@ void spawner::state::adopt(unique_fd pidfd) {
     }
     // Destroyed after its spawner, against the rule: it was killed, so this is short.
     siginfo_t info{};
-    while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd.get()), &info, WEXITED) < 0 && errno == EINTR) {}
+    while (::waitid(static_cast<idtype_t>(P_PIDFD), static_cast<id_t>(pidfd.get()), &info, WEXITED) < 0 && errno == EINTR) {
+    }
 }
 
 void spawner::state::serve() {
@@ -186,8 +188,11 @@ struct action_builder {
     std::deque<std::string>& texts;
     launch_action operator()(const attach_mount& m) const { return {.what = launch_action::kind::attach, .fd = m.mount, .target = m.target.c_str()}; }
     launch_action operator()(const bind_mount& m) const {
-        return {.what = launch_action::kind::bind, .from = m.from.c_str(), .selector = m.selector.empty() ? nullptr : m.selector.c_str(),
-                .target = m.target.c_str(), .recursive = m.recursive};
+        return {.what = launch_action::kind::bind,
+                .from = m.from.c_str(),
+                .selector = m.selector.empty() ? nullptr : m.selector.c_str(),
+                .target = m.target.c_str(),
+                .recursive = m.recursive};
     }
     launch_action operator()(const fresh_tmpfs& m) const {
         std::array<char, 8> mode{};
@@ -214,25 +219,25 @@ struct stdio_plan {
     void add(int number, const stdio& s) {
         int source = number;
         switch (s.what()) {
-        case stdio::kind::inherited: break;
-        case stdio::kind::given: source = s.fd(); break;
-        case stdio::kind::null_device: {
-            unique_fd null(::open("/dev/null", (number == 0 ? O_RDONLY : O_WRONLY) | O_CLOEXEC));
-            if (!null) throw_errno("open /dev/null");
-            source = null.get();
-            theirs.push_back(std::move(null));
-            break;
-        }
-        case stdio::kind::pipe: {
-            auto ends = make_pipe();
-            auto& mine = number == 0 ? ends.write : ends.read;
-            auto& its = number == 0 ? ends.read : ends.write;
-            if (::fcntl(mine.get(), F_SETFL, O_NONBLOCK) < 0) throw_errno("fcntl");
-            source = its.get();
-            theirs.push_back(std::move(its));
-            ours[static_cast<std::size_t>(number)] = std::move(mine);
-            break;
-        }
+            case stdio::kind::inherited: break;
+            case stdio::kind::given: source = s.fd(); break;
+            case stdio::kind::null_device: {
+                unique_fd null(::open("/dev/null", (number == 0 ? O_RDONLY : O_WRONLY) | O_CLOEXEC));
+                if (!null) throw_errno("open /dev/null");
+                source = null.get();
+                theirs.push_back(std::move(null));
+                break;
+            }
+            case stdio::kind::pipe: {
+                auto ends = make_pipe();
+                auto& mine = number == 0 ? ends.write : ends.read;
+                auto& its = number == 0 ? ends.read : ends.write;
+                if (::fcntl(mine.get(), F_SETFL, O_NONBLOCK) < 0) throw_errno("fcntl");
+                source = its.get();
+                theirs.push_back(std::move(its));
+                ours[static_cast<std::size_t>(number)] = std::move(mine);
+                break;
+            }
         }
         fds.push_back({.source = source, .target = number});
     }
@@ -245,8 +250,7 @@ void check(const command& c) {
         if (has_nul(a)) throw error{errc::invalid, cat("cannot start ", quoted(c.args.front()), ": an argument holds a NUL character")};
     for (const auto& e : c.env.value_or(std::vector<std::string>{}))
         if (has_nul(e)) throw error{errc::invalid, cat("cannot start ", quoted(c.args.front()), ": an environment variable holds a NUL character")};
-    if (!c.setup.mounts.empty() && !c.setup.new_mount_namespace)
-        throw error{errc::internal, "mounts for a child need a mount namespace of its own"};
+    if (!c.setup.mounts.empty() && !c.setup.new_mount_namespace) throw error{errc::internal, "mounts for a child need a mount namespace of its own"};
     for (const auto& f : c.fds)
         if (f.target < 3 || f.target > 1000) throw error{errc::internal, cat("a passed descriptor cannot have the number ", f.target)};
 }

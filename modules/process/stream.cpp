@@ -59,7 +59,8 @@ ssize_t quiet_write(int fd, std::string_view data) {
     const int reason = errno;
     if (n < 0 && reason == EPIPE && !was_pending) {
         const timespec now{};
-        while (::sigtimedwait(&pipe_only, nullptr, &now) < 0 && errno == EINTR) {}
+        while (::sigtimedwait(&pipe_only, nullptr, &now) < 0 && errno == EINTR) {
+        }
     }
     ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
     errno = reason;
@@ -88,7 +89,7 @@ async::task<void> write_all(unique_fd fd, std::string data) {
 }
 
 unique_fd clone_mount(int fd) {
-    constexpr unsigned clone = 1;  // OPEN_TREE_CLONE
+    constexpr unsigned clone = 1;           // OPEN_TREE_CLONE
     constexpr unsigned recursive = 0x8000;  // AT_RECURSIVE
     const auto tree = ::syscall(SYS_open_tree, fd, "", clone | recursive | O_CLOEXEC | 0x1000U /* AT_EMPTY_PATH */);
     if (tree < 0) throw_errno("open_tree");

@@ -8,9 +8,9 @@ module;
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -131,8 +131,8 @@ std::optional<nanoseconds> parse_retry_after(std::string_view text) {
     return std::max(nanoseconds(at - std::chrono::system_clock::now()), nanoseconds(0));
 }
 
-async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options call, std::function<async::task<void>(host_state&, socket_pool::lease&)> op,
-                            std::shared_ptr<bool> fatal) {
+async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options call,
+                            std::function<async::task<void>(host_state&, socket_pool::lease&)> op, std::shared_ptr<bool> fatal) {
     const auto& policy = r.opts->retry;
     std::vector<failure> failures;
     const auto hosts = candidates(r, plan);
@@ -157,8 +157,11 @@ async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options c
             without_progress = why->progress ? 1 : without_progress + 1;
             const bool again = (why->broken_body || (last && waits_help(*why))) && without_progress < policy.attempts && tries < max_resumes;
             if (why->retry_after && again && *why->retry_after > policy.longest_retry_after) {
-                failures.push_back({h->name(), host_error{error{why->kind(), cat(why->what(), " and wants us to wait ", format_duration(*why->retry_after), ", longer than the ",
-                                                                                 format_duration(policy.longest_retry_after), " we would: try again later")}, why->status}});
+                failures.push_back(
+                    {h->name(), host_error{error{why->kind(),
+                                                 cat(why->what(), " and wants us to wait ", format_duration(*why->retry_after), ", longer than the ",
+                                                     format_duration(policy.longest_retry_after), " we would: try again later")},
+                                           why->status}});
                 break;
             }
             if (!again) {
@@ -168,7 +171,8 @@ async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options c
             }
             auto wait = why->progress ? nanoseconds(0) : backoff(policy, without_progress);
             if (why->retry_after) wait = std::max(wait, *why->retry_after);
-            const auto text = cat(plan.doing, ": ", why->what(), "; trying again in ", format_duration(std::chrono::ceil<std::chrono::milliseconds>(wait)));
+            const auto text =
+                cat(plan.doing, ": ", why->what(), "; trying again in ", format_duration(std::chrono::ceil<std::chrono::milliseconds>(wait)));
             log(log_level::warning, text);
             if (call.warn) call.warn(text);
             co_await async::sleep_for(wait);

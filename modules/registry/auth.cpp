@@ -3,8 +3,8 @@ module;
 #include <chrono>
 #include <map>
 #include <memory>
-#include <set>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -137,7 +137,8 @@ async::task<token> fetch_token(token_call c, std::string service, std::vector<st
 
 const login& who_asks(const registry_state& r, const call_options& call) { return call.who ? *call.who : r.opts->who; }
 
-async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who, std::string rejected) {
+async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
+                                   std::string rejected) {
     if (!h.wants) co_return std::string();
     const auto wants = *h.wants;
     std::optional<credential> found_login;

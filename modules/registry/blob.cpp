@@ -75,7 +75,8 @@ struct transfer {
     std::uint64_t bytes_to_skip(const host_state& h, const answer& a) const {
         if (a.head.status == 206) {
             const auto range = parse_content_range(a.head.headers.get("content-range").value_or(""));
-            if (!range || range->first != offset) throw host_error{error{errc::corrupt, cat(name(h), ": the server sent another range than asked for")}};
+            if (!range || range->first != offset)
+                throw host_error{error{errc::corrupt, cat(name(h), ": the server sent another range than asked for")}};
             if (range->total && blob.size != 0 && *range->total != blob.size) throw host_error{wrong_size(h, *range->total)};
             return 0;
         }
@@ -168,7 +169,8 @@ async::task<std::string> do_fetch_blob(std::shared_ptr<registry_state> r, oci::r
     co_await try_hosts(*r, std::move(plan), t.o.call, [&t](host_state& h, socket_pool::lease& slot) { return t.attempt(h, slot); }, t.fatal);
     if (t.o.verify) {
         if (const auto real = t.hash.finish(); real != t.blob.digest)
-            throw error{errc::corrupt, cat("blob ", t.blob.digest.str(), " from ", t.host, " has other bytes, of digest ", real.str(), " (", t.offset, " bytes)")};
+            throw error{errc::corrupt,
+                        cat("blob ", t.blob.digest.str(), " from ", t.host, " has other bytes, of digest ", real.str(), " (", t.offset, " bytes)")};
     }
     co_return t.host;
 }

@@ -114,7 +114,9 @@ async::task<image_content> client::fetch_image(oci::reference ref, oci::platform
         std::optional<std::string> known;
         if (local) known = co_await local(target);
         if (known && digest::of(*known) == target.digest) {
-            m = {.media_type = target.media_type.empty() ? oci::sniff_media_type(*known) : target.media_type, .bytes = std::move(*known), .target = target};
+            m = {.media_type = target.media_type.empty() ? oci::sniff_media_type(*known) : target.media_type,
+                 .bytes = std::move(*known),
+                 .target = target};
             m.target.size = m.bytes.size();
             m.target.media_type = m.media_type;
         } else {
@@ -125,7 +127,8 @@ async::task<image_content> client::fetch_image(oci::reference ref, oci::platform
             out.manifest = std::move(m);
             break;
         }
-        if (!oci::is_index(m.media_type)) throw error{errc::unsupported, cat(ref.familiar(), " is no image: its media type is ", quoted(m.media_type))};
+        if (!oci::is_index(m.media_type))
+            throw error{errc::unsupported, cat(ref.familiar(), " is no image: its media type is ", quoted(m.media_type))};
         if (depth == max_nesting) throw error{errc::corrupt, cat(ref.familiar(), ": indexes nested too deep")};
         const auto index = oci::parse_index(m.bytes);
         const auto choice = oci::select(index, wanted);
@@ -165,7 +168,8 @@ async::task<bool> client::exists(oci::reference ref, oci::descriptor what, call_
     co_return co_await async::on(strand, do_exists(std::move(r), std::move(ref), std::move(what), std::move(call)));
 }
 
-async::task<push_outcome> client::push_blob(oci::reference ref, oci::descriptor blob, std::function<async::task<http::body_source>()> open, push_options o) {
+async::task<push_outcome> client::push_blob(oci::reference ref, oci::descriptor blob, std::function<async::task<http::body_source>()> open,
+                                            push_options o) {
     auto r = state_->get(ref.domain());
     const auto strand = r->strand;
     co_return co_await async::on(strand, do_push_blob(std::move(r), std::move(ref), std::move(blob), std::move(open), std::move(o)));

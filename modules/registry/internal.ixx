@@ -73,7 +73,7 @@ private:
 
     std::size_t cap_;
     async::semaphore transfers_, total_;
-    std::size_t busy_ = 0;  // leases that have a connection
+    std::size_t busy_ = 0;    // leases that have a connection
     std::vector<idle> idle_;  // oldest first
     nanoseconds idle_close_;
     std::shared_ptr<counter> count_ = std::make_shared<counter>();
@@ -91,9 +91,9 @@ struct token {
 struct host_state {
     host_settings settings;
     http::endpoint endpoint;
-    bool https_tried = false;  ///< try_https_first has been decided
-    std::optional<http::tls_context> tls;       ///< loaded at first use
-    std::optional<http::tls_context> far_tls;   ///< the same trust without our keys, for other origins
+    bool https_tried = false;                  ///< try_https_first has been decided
+    std::optional<http::tls_context> tls;      ///< loaded at first use
+    std::optional<http::tls_context> far_tls;  ///< the same trust without our keys, for other origins
     clock::time_point rests_until{};
     std::map<std::string, clock::time_point> lacks;  ///< repositories it answered 404 for, until when that counts
     std::set<std::string> distrusted;                ///< digests it gave wrong bytes for
@@ -108,11 +108,11 @@ struct host_state {
 /// An answer, or the lack of one, that sends us to the next host.
 struct host_error : error {
     host_error(error e, unsigned http_status = 0) : error(std::move(e)), status(http_status) {}
-    unsigned status;                 ///< 0: no answer
-    bool reached = true;             ///< a socket was connected
-    bool broken_body = false;        ///< ended in the middle: may be taken up again here
-    bool progress = false;           ///< bytes came before it broke
-    bool rest = false;               ///< leave this host out for a while
+    unsigned status;           ///< 0: no answer
+    bool reached = true;       ///< a socket was connected
+    bool broken_body = false;  ///< ended in the middle: may be taken up again here
+    bool progress = false;     ///< bytes came before it broke
+    bool rest = false;         ///< leave this host out for a while
     std::optional<nanoseconds> retry_after;
 };
 
@@ -135,7 +135,7 @@ const login& who_asks(const registry_state& r, const call_options& call);
 
 struct ask {
     std::string method = "GET";
-    std::string path;                 ///< below the host's path prefix: "/library/alpine/manifests/latest"
+    std::string path;  ///< below the host's path prefix: "/library/alpine/manifests/latest"
     std::vector<std::pair<std::string, std::string>> query;
     http::headers headers;
     std::vector<std::string> scopes;  ///< "repository:library/alpine:pull"
@@ -160,19 +160,19 @@ async::task<void> refuse(registry_state& r, host_state& h, answer& a, std::strin
 
 /// The Authorization value for these scopes, from cache or a token server; empty: send none. `rejected` got a 401.
 async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
-                                  std::string rejected);
+                                   std::string rejected);
 
 /// Tries hosts in order; returns when `op` does. `fatal` set by op before it throws ends everything with that exception.
 struct attempt_plan {
-    std::string doing;         ///< "resolve docker.io/library/alpine:3"
+    std::string doing;  ///< "resolve docker.io/library/alpine:3"
     std::string repository;
     bool transfer = false;
-    bool by_digest = false;    ///< hosts known to lack the repository are left out
-    bool push = false;         ///< origin only
+    bool by_digest = false;  ///< hosts known to lack the repository are left out
+    bool push = false;       ///< origin only
     std::string digest;
 };
-async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options call, std::function<async::task<void>(host_state&, socket_pool::lease&)> op,
-                            std::shared_ptr<bool> fatal = {});
+async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options call,
+                            std::function<async::task<void>(host_state&, socket_pool::lease&)> op, std::shared_ptr<bool> fatal = {});
 
 std::string pull_scope(const oci::reference& ref);
 std::string push_scope(const oci::reference& ref);
@@ -187,6 +187,7 @@ async::task<std::string> do_fetch_blob(std::shared_ptr<registry_state> r, oci::r
 async::task<bool> do_exists(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor what, call_options call);
 async::task<push_outcome> do_push_blob(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor blob,
                                        std::function<async::task<http::body_source>()> open, push_options o);
-async::task<digest> do_push_manifest(std::shared_ptr<registry_state> r, oci::reference ref, std::string media_type, std::string bytes, call_options call);
+async::task<digest> do_push_manifest(std::shared_ptr<registry_state> r, oci::reference ref, std::string media_type, std::string bytes,
+                                     call_options call);
 
 }  // namespace cobuild::registry

@@ -3,8 +3,8 @@ module;
 #include <chrono>
 #include <map>
 #include <memory>
-#include <set>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>

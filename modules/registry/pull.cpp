@@ -40,8 +40,10 @@ ask manifest_ask(const oci::reference& ref, std::string method, std::string_view
 }
 
 void refuse_schema1(const oci::reference& ref, std::string_view type) {
-    if (type == "application/vnd.docker.distribution.manifest.v1+prettyjws" || type == "application/vnd.docker.distribution.manifest.v1+json" || type == "text/plain")
-        throw error{errc::unsupported, cat(ref.familiar(), " is a manifest of schema 1, which was given up by registries: push the image anew with a current tool")};
+    if (type == "application/vnd.docker.distribution.manifest.v1+prettyjws" || type == "application/vnd.docker.distribution.manifest.v1+json" ||
+        type == "text/plain")
+        throw error{errc::unsupported,
+                    cat(ref.familiar(), " is a manifest of schema 1, which was given up by registries: push the image anew with a current tool")};
 }
 
 /// What a HEAD must tell for us to need no GET.
@@ -60,7 +62,8 @@ std::string type_of_body(const http::response& a, std::string_view body) {
 }
 
 /// HEAD where it says enough, else GET and hash.
-async::task<void> resolve_on(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, call_options call, resolved* out) {
+async::task<void> resolve_on(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, call_options call,
+                             resolved* out) {
     auto a = co_await perform(*r, h, slot, manifest_ask(ref, "HEAD", ref.tag()), call);
     if (a.head.ok()) {
         refuse_schema1(ref, media_type_of(a.head));
@@ -77,7 +80,8 @@ async::task<void> resolve_on(std::shared_ptr<registry_state> r, host_state& h, s
     refuse_schema1(ref, media_type_of(g.head));
     const auto body = co_await g.from->read_all(max_manifest);
     auto type = type_of_body(g.head, body);
-    if (type.empty()) throw host_error{error{errc::corrupt, cat(h.name(), " answered with something that is no manifest (", quoted(media_type_of(g.head)), ')')}};
+    if (type.empty())
+        throw host_error{error{errc::corrupt, cat(h.name(), " answered with something that is no manifest (", quoted(media_type_of(g.head)), ')')}};
     const auto real = digest::of(body);
     if (const auto claimed = digest::try_parse(g.head.headers.get("docker-content-digest").value_or("")); claimed && *claimed != real)
         throw host_error{error{errc::corrupt, cat(h.name(), " sent a manifest of digest ", real.str(), " and called it ", claimed->str())}};
@@ -86,7 +90,8 @@ async::task<void> resolve_on(std::shared_ptr<registry_state> r, host_state& h, s
 
 void check_content(const host_state& h, const oci::descriptor& target, std::string_view body, std::string_view what) {
     if (target.size != 0 && body.size() != target.size)
-        throw host_error{error{errc::corrupt, cat(what, ' ', target.digest.str(), " from ", h.name(), ": ", target.size, " bytes were declared, ", body.size(), " came")}};
+        throw host_error{error{errc::corrupt, cat(what, ' ', target.digest.str(), " from ", h.name(), ": ", target.size, " bytes were declared, ",
+                                                  body.size(), " came")}};
     if (const auto real = digest::of(body); real != target.digest)
         throw host_error{error{errc::corrupt, cat(what, ' ', target.digest.str(), " from ", h.name(), " has other bytes, of digest ", real.str())}};
 }
@@ -100,7 +105,9 @@ attempt_plan plan_for(const oci::reference& ref, std::string doing, const oci::d
 async::task<resolved> do_resolve(std::shared_ptr<registry_state> r, oci::reference ref, call_options call) {
     resolved out;
     auto* slot_for_result = &out;
-    const auto op = [&r, &ref, &call, slot_for_result](host_state& h, socket_pool::lease& slot) { return resolve_on(r, h, slot, ref, call, slot_for_result); };
+    const auto op = [&r, &ref, &call, slot_for_result](host_state& h, socket_pool::lease& slot) {
+        return resolve_on(r, h, slot, ref, call, slot_for_result);
+    };
     co_await try_hosts(*r, {.doing = cat("resolving ", ref.familiar()), .repository = ref.path()}, call, op);
     co_return out;
 }

@@ -27,8 +27,8 @@ std::string path_of(const oci::reference& ref, const oci::descriptor& d) {
     return cat('/', ref.path(), manifest ? "/manifests/" : "/blobs/", d.digest.str());
 }
 
-async::task<bool> is_there(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor what, std::string scope,
-                           call_options call) {
+async::task<bool> is_there(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor what,
+                           std::string scope, call_options call) {
     ask q{.method = "HEAD", .path = path_of(ref, what), .scopes = {std::move(scope)}, .digest = what.digest.str()};
     q.headers.set("Accept", cat(what.media_type.empty() ? "application/octet-stream" : what.media_type, ", */*"));
     auto a = co_await perform(*r, h, slot, std::move(q), call);
@@ -41,8 +41,8 @@ async::task<bool> is_there(std::shared_ptr<registry_state> r, host_state& h, soc
 }
 
 /// True when the registry took the blob over from the other repository.
-async::task<bool> mount(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor blob, std::string from,
-                        call_options call) {
+async::task<bool> mount(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor blob,
+                        std::string from, call_options call) {
     ask q{.method = "POST",
           .path = cat('/', ref.path(), "/blobs/uploads/"),
           .query = {{"mount", blob.digest.str()}, {"from", from}},
@@ -64,8 +64,8 @@ async::task<bool> mount(std::shared_ptr<registry_state> r, host_state& h, socket
     co_return false;
 }
 
-async::task<void> upload(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor blob, http::body_source bytes,
-                         call_options call) {
+async::task<void> upload(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor blob,
+                         http::body_source bytes, call_options call) {
     ask begin{.method = "POST", .path = cat('/', ref.path(), "/blobs/uploads/"), .scopes = {push_scope(ref)}, .digest = blob.digest.str()};
     auto started = co_await perform(*r, h, slot, std::move(begin), call);
     if (started.head.status == 201) co_return;
@@ -87,7 +87,8 @@ http::body_source reporting(http::body_source bytes, std::function<void(std::uin
     if (!progress) return bytes;
     auto inner = std::make_shared<http::body_source>(std::move(bytes));
     return {.length = inner->length, .read = [inner, progress = std::move(progress)](std::uint64_t offset, std::size_t max) {
-                return [](std::shared_ptr<http::body_source> source, std::function<void(std::uint64_t)> report, std::uint64_t at, std::size_t most) -> async::task<async::chunk> {
+                return [](std::shared_ptr<http::body_source> source, std::function<void(std::uint64_t)> report, std::uint64_t at,
+                          std::size_t most) -> async::task<async::chunk> {
                     auto data = co_await source->read(at, most);
                     report(data.size());
                     co_return data;
@@ -103,7 +104,9 @@ attempt_plan plan_for(const oci::reference& ref, std::string doing, bool transfe
 
 async::task<bool> do_exists(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor what, call_options call) {
     bool out = false;
-    const auto op = [&](host_state& h, socket_pool::lease& slot) -> async::task<void> { out = co_await is_there(r, h, slot, ref, what, pull_scope(ref), call); };
+    const auto op = [&](host_state& h, socket_pool::lease& slot) -> async::task<void> {
+        out = co_await is_there(r, h, slot, ref, what, pull_scope(ref), call);
+    };
     co_await try_hosts(*r, plan_for(ref, cat("looking for ", what.digest.str(), " in ", ref.familiar_name()), false, what.digest.str()), call, op);
     co_return out;
 }
@@ -136,10 +139,10 @@ async::task<push_outcome> do_push_blob(std::shared_ptr<registry_state> r, oci::r
     co_return outcome;
 }
 
-async::task<digest> do_push_manifest(std::shared_ptr<registry_state> r, oci::reference ref, std::string media_type, std::string bytes, call_options call) {
+async::task<digest> do_push_manifest(std::shared_ptr<registry_state> r, oci::reference ref, std::string media_type, std::string bytes,
+                                     call_options call) {
     const auto id = digest::of(bytes);
-    if (ref.digest() && *ref.digest() != id)
-        throw error{errc::invalid, cat("pushing ", ref.familiar(), ": the manifest's digest is ", id.str())};
+    if (ref.digest() && *ref.digest() != id) throw error{errc::invalid, cat("pushing ", ref.familiar(), ": the manifest's digest is ", id.str())};
     const auto body = http::memory_body(std::move(bytes));
     const auto name = ref.tag().empty() ? id.str() : ref.tag();
     const auto op = [&](host_state& h, socket_pool::lease& slot) -> async::task<void> {
@@ -149,7 +152,8 @@ async::task<digest> do_push_manifest(std::shared_ptr<registry_state> r, oci::ref
         if (!a.head.ok()) co_await refuse(*r, h, a, "to the manifest");
         co_await a.from->discard();
         const auto stored = digest::try_parse(a.head.headers.get("docker-content-digest").value_or(""));
-        if (stored && *stored != id) throw host_error{error{errc::corrupt, cat(h.name(), " stored the manifest as ", stored->str(), ", not as ", id.str())}};
+        if (stored && *stored != id)
+            throw host_error{error{errc::corrupt, cat(h.name(), " stored the manifest as ", stored->str(), ", not as ", id.str())}};
     };
     co_await try_hosts(*r, plan_for(ref, cat("pushing ", ref.familiar()), false, id.str()), call, op);
     co_return id;

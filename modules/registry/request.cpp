@@ -5,8 +5,8 @@ module;
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -63,7 +63,8 @@ void log_response(const http::url& u, const http::response& a, const ask& what) 
     std::vector<std::pair<std::string, std::string>> names;
     for (const auto& h : a.headers)
         if (!secret(h.name)) names.emplace_back(cat("response.header.", to_lower(h.name)), h.value);
-    std::vector<log_field> fields{{"digest", what.digest}, {"host", u.server.authority()}, {"response.status", a.status_text()}, {"url", without_query(u)}};
+    std::vector<log_field> fields{
+        {"digest", what.digest}, {"host", u.server.authority()}, {"response.status", a.status_text()}, {"url", without_query(u)}};
     for (auto& [name, value] : names) fields.push_back({name, value});
     log(log_level::debug, "fetch response received", fields);
 }
@@ -187,8 +188,10 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
             h.wants = std::move(wants);
             co_await out.from->discard();
             auto next = co_await authorize(r, h, slot, what.scopes, who, authorization);
-            if (next.empty()) throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized and there is no login for it")}, 401};
-            if (next == authorization) throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized: it refused the login")}, 401};
+            if (next.empty())
+                throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized and there is no login for it")}, 401};
+            if (next == authorization)
+                throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized: it refused the login")}, 401};
             authorization = std::move(next);
             continue;
         }
@@ -220,12 +223,14 @@ async::task<void> refuse(registry_state& r, host_state& h, answer& a, std::strin
     for (auto& c : detail)
         if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
     const auto status = a.head.status;
-    const auto kind = status == 401 || status == 403                   ? errc::unauthorized
-                      : status == 404                                  ? errc::not_found
+    const auto kind = status == 401 || status == 403                    ? errc::unauthorized
+                      : status == 404                                   ? errc::not_found
                       : status >= 500 || status == 429 || status == 408 ? errc::unavailable
-                                                                       : errc::invalid;
+                                                                        : errc::invalid;
     const auto who = a.far ? cat(h.name(), " (sent on to ", a.asked.server.authority(), ')') : h.name();
-    host_error e{error{kind, cat(who, " answered ", a.head.status_text(), detail.empty() ? "" : cat(" (", detail, ')'), doing.empty() ? "" : cat(' ', doing))}, status};
+    host_error e{
+        error{kind, cat(who, " answered ", a.head.status_text(), detail.empty() ? "" : cat(" (", detail, ')'), doing.empty() ? "" : cat(' ', doing))},
+        status};
     e.rest = status >= 500;
     if (const auto after = a.head.headers.get("retry-after")) e.retry_after = parse_retry_after(*after);
     (void)r;

@@ -108,19 +108,29 @@ async::task<bool> session::execute(bool negated, std::vector<std::string> words)
     const std::string name = words.front();
     static const std::set<std::string> negatable{"cobuild", "exec", "stdout", "stderr", "image"};
     if (negated && !negatable.contains(name)) throw wrong(cat("'!' means nothing before ", name));
-    if (name == "cobuild") co_await run_cobuild(negated, std::move(words));
-    else if (name == "exec") co_await run_program(negated, std::move(words));
-    else if (name == "stdout") match(negated, words, last_.out);
-    else if (name == "stderr") match(negated, words, last_.err);
+    if (name == "cobuild")
+        co_await run_cobuild(negated, std::move(words));
+    else if (name == "exec")
+        co_await run_program(negated, std::move(words));
+    else if (name == "stdout")
+        match(negated, words, last_.out);
+    else if (name == "stderr")
+        match(negated, words, last_.err);
     else if (name == "exit") {
         if (words.size() != 2) throw wrong("exit CODE is expected");
         if (cat(last_.code) != words[1]) throw wrong(cat("exit code ", last_.code, ", expected ", words[1]));
-    } else if (name == "count") count_runs(words);
-    else if (name == "cmp") compare(words);
-    else if (name == "registry") co_await start_registry(words.size() > 1 ? words[1] : "docker.io");
-    else if (name == "base") co_await make_base(words.size() > 1 ? words[1] : "busybox");
-    else if (name == "image") co_await check_image(negated, std::move(words));
-    else if (name == "write" || name == "append" || name == "rm" || name == "chmod") file_command(words);
+    } else if (name == "count")
+        count_runs(words);
+    else if (name == "cmp")
+        compare(words);
+    else if (name == "registry")
+        co_await start_registry(words.size() > 1 ? words[1] : "docker.io");
+    else if (name == "base")
+        co_await make_base(words.size() > 1 ? words[1] : "busybox");
+    else if (name == "image")
+        co_await check_image(negated, std::move(words));
+    else if (name == "write" || name == "append" || name == "rm" || name == "chmod")
+        file_command(words);
     else if (name == "env") {
         for (std::size_t i = 1; i < words.size(); ++i) {
             const auto eq = words[i].find('=');
@@ -134,7 +144,8 @@ async::task<bool> session::execute(bool negated, std::vector<std::string> words)
             co_return false;
         }
     } else {
-        static constexpr std::string_view known[] = {"cobuild", "exec", "stdout", "stderr", "exit", "count", "cmp", "registry", "base", "image", "write", "append", "rm", "chmod", "env", "skip"};
+        static constexpr std::string_view known[] = {"cobuild", "exec",  "stdout", "stderr", "exit", "count", "cmp", "registry",
+                                                     "base",    "image", "write",  "append", "rm",   "chmod", "env", "skip"};
         const auto near = nearest(name, known);
         throw wrong(cat("unknown command ", quoted(name), near.empty() ? "" : cat(", did you mean ", near, "?")));
     }
@@ -147,7 +158,8 @@ async::task<command_result> session::capture(std::vector<std::string> args) {
     std::vector<std::string> env;
     static constexpr std::string_view passed[] = {"PATH", "HOME", "TMPDIR", "LANG", "ASAN_OPTIONS", "TSAN_OPTIONS"};
     for (const auto key : passed)
-        if (const char* value = std::getenv(std::string(key).c_str()); value != nullptr && !variables_.contains(std::string(key))) env.push_back(cat(key, "=", value));
+        if (const char* value = std::getenv(std::string(key).c_str()); value != nullptr && !variables_.contains(std::string(key)))
+            env.push_back(cat(key, "=", value));
     for (const auto& [key, value] : variables_) env.push_back(cat(key, "=", value));
     c.env = std::move(env);
     auto done = co_await programs_.capture(std::move(c), {.max_output = std::size_t{8} << 20, .time_limit = std::chrono::minutes(5)});
@@ -228,8 +240,9 @@ void session::compare(const std::vector<std::string>& words) {
 async::task<void> session::start_registry(std::string name) {
     if (!variables_.contains("REGISTRY")) {
         const int port = free_port();
-        spill(path_of(".registry/config.yml"), cat("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: ",
-                                                   path_of(".registry/data").string(), "}}\nhttp: {addr: \"127.0.0.1:", port, "\"}\n"));
+        spill(path_of(".registry/config.yml"),
+              cat("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: ",
+                  path_of(".registry/data").string(), "}}\nhttp: {addr: \"127.0.0.1:", port, "\"}\n"));
         process::command c{.args = {"docker-registry", "serve", path_of(".registry/config.yml").string()}};
         c.setup.die_with_parent = true;
         children_.push_back(co_await programs_.spawn(std::move(c)));
@@ -262,8 +275,8 @@ async::task<void> session::make_base(std::string name) {
     ::chmod((root / "rootfs/tmp").c_str(), 01777);
     spill(root / "Dockerfile", "FROM scratch\nCOPY rootfs /\nENV PATH=/bin\nCMD [\"sh\"]\n");
     const std::string target = cat(variables_["REGISTRY"], "/", name.find('/') == std::string::npos ? "library/" : "", name);
-    const auto made = co_await capture({program_, "build", root.string(), "-t", target, "--push", "--root", path_of(".base-root").string(), "--config",
-                                        path_of("buildkitd.toml").string(), "--progress=plain"});
+    const auto made = co_await capture({program_, "build", root.string(), "-t", target, "--push", "--root", path_of(".base-root").string(),
+                                        "--config", path_of("buildkitd.toml").string(), "--progress=plain"});
     if (made.code != 0) throw wrong(cat("base ", name, ": the image could not be made\n", tail(made.err)));
 }
 
@@ -296,7 +309,7 @@ async::task<void> session::check_image(bool negated, std::vector<std::string> wo
                                   : key == "content" ? f.content
                                   : key == "link"    ? f.link
                                   : key == "type"    ? f.type
-                                                     : throw wrong(cat("image ... path ... ", key, ": mode, owner, content, link or type is expected"));
+                                                  : throw wrong(cat("image ... path ... ", key, ": mode, owner, content, link or type is expected"));
         const bool same = found == words[i + 1] || (key == "content" && found == words[i + 1] + "\n");
         if (!same) throw wrong(cat(words[1], " ", words[3], ": ", key, " is ", quoted(found), ", expected ", quoted(words[i + 1])));
     }
@@ -305,14 +318,17 @@ async::task<void> session::check_image(bool negated, std::vector<std::string> wo
 void session::file_command(const std::vector<std::string>& words) {
     const std::string& name = words[0];
     if (words.size() != (name == "rm" ? 2U : 3U))
-        throw wrong(name == "rm" ? "rm FILE is expected" : name == "chmod" ? "chmod MODE FILE is expected" : cat(name, " FILE TEXT is expected, a text with blanks in quotes"));
+        throw wrong(name == "rm"      ? "rm FILE is expected"
+                    : name == "chmod" ? "chmod MODE FILE is expected"
+                                      : cat(name, " FILE TEXT is expected, a text with blanks in quotes"));
     if (name == "rm") {
         if (stdfs::remove_all(path_of(words[1])) == 0) throw wrong(cat("rm ", words[1], ": there is no such file"));
     } else if (name == "chmod") {
         unsigned mode = 0;
         const auto& text = words[1];
         const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), mode, 8);
-        if (failed != std::errc{} || end != text.data() + text.size() || mode > 07777) throw wrong(cat("chmod ", text, ": an octal mode is expected"));
+        if (failed != std::errc{} || end != text.data() + text.size() || mode > 07777)
+            throw wrong(cat("chmod ", text, ": an octal mode is expected"));
         if (::chmod(path_of(words[2]).c_str(), static_cast<mode_t>(mode)) != 0) throw_errno(cat("chmod ", words[2]));
     } else {
         spill(path_of(words[1]), words[2] + "\n", name == "append");

@@ -57,7 +57,8 @@ void apply(std::map<std::string, image_file>& files, archive::byte_source blob) 
             case archive::entry_type::file: f.type = "file"; break;
             case archive::entry_type::hard_link: {
                 const auto target = files.find(clean(e.link));
-                if (target == files.end()) throw error{errc::corrupt, cat("the layer has a hard link ", quoted(e.path), " to ", quoted(e.link), ", which is nowhere")};
+                if (target == files.end())
+                    throw error{errc::corrupt, cat("the layer has a hard link ", quoted(e.path), " to ", quoted(e.link), ", which is nowhere")};
                 f = target->second;
                 break;
             }

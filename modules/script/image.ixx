@@ -24,7 +24,7 @@ struct image_file {
 };
 
 struct image_view {
-    std::string config;  ///< compact JSON
+    std::string config;                       ///< compact JSON
     std::map<std::string, image_file> files;  ///< by path without a leading slash, layers applied in order
 };
 
@@ -42,7 +42,8 @@ struct command_result {
 /// One running scenario: its directory, variables, last command, helpers it started.
 class session {
 public:
-    session(std::filesystem::path work, std::string program, std::vector<std::string> arguments, process::spawner& programs, async::blocking_pool& pool);
+    session(std::filesystem::path work, std::string program, std::vector<std::string> arguments, process::spawner& programs,
+            async::blocking_pool& pool);
     /// One command; throws errc::invalid with the reason when it did not hold. False: the rest is skipped (`why_skipped`).
     async::task<bool> execute(bool negated, std::vector<std::string> words);
     /// Ends what was started.

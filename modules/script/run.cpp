@@ -118,8 +118,10 @@ async::task<outcome> run_one(stdfs::path file, const options& o, process::spawne
     }
     if (!work.empty()) {
         std::error_code ignored;
-        if (o.keep) out.message += cat(out.message.empty() ? "" : "\n", "kept in ", work.string());
-        else co_await rt.pool().run([&] { stdfs::remove_all(work, ignored); });
+        if (o.keep)
+            out.message += cat(out.message.empty() ? "" : "\n", "kept in ", work.string());
+        else
+            co_await rt.pool().run([&] { stdfs::remove_all(work, ignored); });
     }
     out.took = std::chrono::steady_clock::now() - started;
     co_return out;

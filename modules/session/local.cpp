@@ -56,9 +56,11 @@ public:
         if (at == options_.secrets.end()) co_return std::nullopt;
         if (!at->second.environment.empty()) {
             const char* value = std::getenv(at->second.environment.c_str());
-            if (value == nullptr) throw error{errc::not_found, cat("the secret ", quoted(id), ": the environment variable ", at->second.environment, " is not set")};
+            if (value == nullptr)
+                throw error{errc::not_found, cat("the secret ", quoted(id), ": the environment variable ", at->second.environment, " is not set")};
             std::string text(value);
-            if (text.size() > max_secret) throw error{errc::invalid, cat("the secret ", quoted(id), " is larger than 500 KiB (", at->second.environment, ")")};
+            if (text.size() > max_secret)
+                throw error{errc::invalid, cat("the secret ", quoted(id), " is larger than 500 KiB (", at->second.environment, ")")};
             co_return text;
         }
         const auto file = at->second.file;
@@ -82,6 +84,8 @@ private:
 
 }  // namespace
 
-std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options) { return std::make_shared<local_session>(pool, std::move(options)); }
+std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options) {
+    return std::make_shared<local_session>(pool, std::move(options));
+}
 
 }  // namespace cobuild::session

@@ -50,7 +50,8 @@ struct candidate {
 std::vector<candidate> candidates_of(store::common& c, const std::string& key) {
     std::vector<layer_id> ids;
     c.dir->database().read([&](db::connection& d) {
-        for (auto rows = d.query("SELECT id FROM layers WHERE cache_key=? ORDER BY id", key); rows.next();) ids.push_back({static_cast<std::uint64_t>(rows.integer(0))});
+        for (auto rows = d.query("SELECT id FROM layers WHERE cache_key=? ORDER BY id", key); rows.next();)
+            ids.push_back({static_cast<std::uint64_t>(rows.integer(0))});
     });
     std::vector<candidate> out;
     for (const auto id : ids) {
@@ -69,8 +70,10 @@ std::optional<candidate> choose(std::vector<candidate>& all, sharing how) {
     for (auto& one : all) {
         if (try_lock(one.lock.get(), LOCK_EX)) {
             if (how != sharing::shared) return std::move(one);
-            if (idle == nullptr) idle = &one;
-            else ::flock(one.lock.get(), LOCK_UN);
+            if (idle == nullptr)
+                idle = &one;
+            else
+                ::flock(one.lock.get(), LOCK_UN);
         } else if (how == sharing::shared && try_lock(one.lock.get(), LOCK_SH)) {
             return std::move(one);  // the one that others share
         }
@@ -83,10 +86,13 @@ std::optional<candidate> choose(std::vector<candidate>& all, sharing how) {
 candidate make(const std::shared_ptr<store::common>& c, const cache_request& r, const std::string& key) {
     const auto keep_seed = c->must_hold(r.seed);
     unfinished work(c, r.mode & 07777);
-    if (!r.seed.layers.empty()) merge_layers(*c, r.seed, work.fs.get());
-    else if (::fchown(work.fs.get(), r.uid, r.gid) != 0 || ::fchmod(work.fs.get(), r.mode & 07777) != 0) throw_errno(cat("cannot make a cache directory below ", c->where()));
+    if (!r.seed.layers.empty())
+        merge_layers(*c, r.seed, work.fs.get());
+    else if (::fchown(work.fs.get(), r.uid, r.gid) != 0 || ::fchmod(work.fs.get(), r.mode & 07777) != 0)
+        throw_errno(cat("cannot make a cache directory below ", c->where()));
     unique_fd lock(::openat(work.dir.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600));
-    if (!lock || !try_lock(lock.get(), r.sharing == sharing::shared ? LOCK_SH : LOCK_EX)) throw_errno(cat("cannot make a cache directory below ", c->where()));
+    if (!lock || !try_lock(lock.get(), r.sharing == sharing::shared ? LOCK_SH : LOCK_EX))
+        throw_errno(cat("cannot make a cache directory below ", c->where()));
     auto made = work.publish({.kind = std::string(kind), .description = r.description, .cache_key = key}).first;
     return {made.id, std::move(made.keep), std::move(lock)};
 }

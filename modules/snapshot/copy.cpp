@@ -66,7 +66,8 @@ void copy_xattrs(List list, Get get, Set set) {
             size = get(key.c_str(), value.data(), value.size());
         }
         if (size < 0 && errno == ENODATA) continue;
-        if (size < 0 || (set(key.c_str(), value.data(), static_cast<std::size_t>(size)) != 0 && errno != EOPNOTSUPP)) throw_errno(cat("cannot copy the extended attribute ", key, " of a layer"));
+        if (size < 0 || (set(key.c_str(), value.data(), static_cast<std::size_t>(size)) != 0 && errno != EOPNOTSUPP))
+            throw_errno(cat("cannot copy the extended attribute ", key, " of a layer"));
     }
 }
 
@@ -119,8 +120,10 @@ private:
             const auto [seen, first] = links_.emplace(st.st_ino, path);
             if (!first && ::linkat(root_, seen->second.c_str(), to, name.c_str(), 0) == 0) return;
         }
-        if (S_ISREG(st.st_mode)) file(from, to, name, path);
-        else special(from, to, name, path, st);
+        if (S_ISREG(st.st_mode))
+            file(from, to, name, path);
+        else
+            special(from, to, name, path, st);
     }
 
     static bool opaque_at(int from, const std::string& name) {
@@ -182,7 +185,8 @@ private:
 
 void copy_attributes(int from, int to) {
     struct stat st{};
-    if (::fstat(from, &st) != 0 || ::fchown(to, st.st_uid, st.st_gid) != 0 || ::fchmod(to, st.st_mode & 07777) != 0) throw_errno("cannot copy owner and mode in a layer");
+    if (::fstat(from, &st) != 0 || ::fchown(to, st.st_uid, st.st_gid) != 0 || ::fchmod(to, st.st_mode & 07777) != 0)
+        throw_errno("cannot copy owner and mode in a layer");
     copy_xattrs([&](char* data, std::size_t n) { return ::flistxattr(from, data, n); },
                 [&](const char* key, void* data, std::size_t n) { return ::fgetxattr(from, key, data, n); },
                 [&](const char* key, const void* data, std::size_t n) { return ::fsetxattr(to, key, data, n, 0); });

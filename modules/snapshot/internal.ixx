@@ -159,11 +159,11 @@ struct access {
 /// A detached mount of the directory itself.
 unique_fd bind_mount(int dirfd, bool read_only);
 struct overlay_parts {
-    int layers = -1;                  ///< directory that the lower names are below
-    std::vector<std::string> lower;   ///< "12/fs", top first
-    int active = -1;                  ///< directory of the upper one: has fs and `work`
-    std::string active_name;          ///< "<owner>-<n>"
-    std::string work;                 ///< name of an empty directory in it; empty: read-only
+    int layers = -1;                 ///< directory that the lower names are below
+    std::vector<std::string> lower;  ///< "12/fs", top first
+    int active = -1;                 ///< directory of the upper one: has fs and `work`
+    std::string active_name;         ///< "<owner>-<n>"
+    std::string work;                ///< name of an empty directory in it; empty: read-only
     int empty = -1;
     bool volatile_upper = true;
 };

@@ -125,7 +125,12 @@ async::task<unpacking> store::begin_unpack() {
 async::task<layer> store::commit(unpacking u, pulled_info info) {
     auto c = common_;
     co_return co_await c->dir->pool().run([c, &u, &info] {
-        record r{.kind = info.kind, .description = info.description, .size = info.size, .diff_id = info.diff_id, .chain_id = info.chain_id, .whiteouts = info.whiteouts};
+        record r{.kind = info.kind,
+                 .description = info.description,
+                 .size = info.size,
+                 .diff_id = info.diff_id,
+                 .chain_id = info.chain_id,
+                 .whiteouts = info.whiteouts};
         if (info.blob) r.blobs.push_back(*info.blob);
         auto& work = access::of(u).work;
         auto [out, adopted] = work.publish(std::move(r));

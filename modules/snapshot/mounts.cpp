@@ -49,8 +49,10 @@ public:
     void text(const char* key, const std::string& value) { check(sys_fsconfig(fs_.get(), FSCONFIG_SET_STRING, key, value.c_str(), 0), key); }
     void flag(const char* key) { check(sys_fsconfig(fs_.get(), FSCONFIG_SET_FLAG, key, nullptr, 0), key); }
     void directory(const char* key, int fd, bool by_descriptor) {
-        if (by_descriptor) check(sys_fsconfig(fs_.get(), FSCONFIG_SET_FD, key, nullptr, fd), key);
-        else text(key, cat("/proc/self/fd/", fd));
+        if (by_descriptor)
+            check(sys_fsconfig(fs_.get(), FSCONFIG_SET_FD, key, nullptr, fd), key);
+        else
+            text(key, cat("/proc/self/fd/", fd));
     }
     unique_fd mount(bool read_only) {
         check(sys_fsconfig(fs_.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0), "create");

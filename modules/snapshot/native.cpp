@@ -127,8 +127,10 @@ public:
     void run() {
         while (!levels_.empty()) {
             auto& top = levels_.back();
-            if (const char* name = top.dir.next()) entry(top, name);
-            else leave();
+            if (const char* name = top.dir.next())
+                entry(top, name);
+            else
+                leave();
         }
     }
 
@@ -145,7 +147,8 @@ private:
 
     void enter(int dirfd, const char* name, int out_parent, std::size_t at, const struct stat& st) {
         listing dir(dirfd, name);
-        if (std::strcmp(name, ".") != 0 && ::mkdirat(out_parent, name, 0700) != 0) throw_errno(cat("cannot make the directory ", quoted(name), " of a layer"));
+        if (std::strcmp(name, ".") != 0 && ::mkdirat(out_parent, name, 0700) != 0)
+            throw_errno(cat("cannot make the directory ", quoted(name), " of a layer"));
         unique_fd out(::openat(out_parent, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
         if (!out) throw_errno(cat("cannot make the directory ", quoted(name), " of a layer"));
         copy_attributes(dir.fd(), out.get());
@@ -169,7 +172,8 @@ private:
         if (::renameat(top.dir.fd(), name, top.out.get(), name) != 0) throw_errno(cat("cannot move ", quoted(name), " into a layer"));
         if (!had || !S_ISDIR(st.st_mode)) return;
         const unique_fd dir(::openat(top.out.get(), name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
-        if (!dir || ::fsetxattr(dir.get(), "trusted.overlay.opaque", "y", 1, 0) != 0) throw_errno(cat("cannot mark the directory ", quoted(name), " of a layer as opaque"));
+        if (!dir || ::fsetxattr(dir.get(), "trusted.overlay.opaque", "y", 1, 0) != 0)
+            throw_errno(cat("cannot mark the directory ", quoted(name), " of a layer as opaque"));
     }
 
     void leave() {
@@ -181,8 +185,10 @@ private:
         }
         ::futimens(top.out.get(), top.times.data());
         if (levels_.empty()) return;
-        if (top.changed) levels_.back().changed = true;
-        else ::unlinkat(levels_.back().out.get(), top.name.c_str(), AT_REMOVEDIR);
+        if (top.changed)
+            levels_.back().changed = true;
+        else
+            ::unlinkat(levels_.back().out.get(), top.name.c_str(), AT_REMOVEDIR);
         ::futimens(levels_.back().out.get(), levels_.back().times.data());
     }
 
@@ -231,7 +237,8 @@ public:
         auto keep = std::make_shared<kept>();
         keep->pin = common_->must_hold(c);
         if (c.layers.empty()) return access::make(bind_mount(common_->empty.get(), true), keep);
-        if (c.layers.size() == 1 && !common_->may_have_whiteouts(c.layers[0])) return access::make(bind_mount(common_->fs_of(c.layers[0]).get(), true), keep);
+        if (c.layers.size() == 1 && !common_->may_have_whiteouts(c.layers[0]))
+            return access::make(bind_mount(common_->fs_of(c.layers[0]).get(), true), keep);
         keep->copy = std::make_unique<unfinished>(common_);
         merge_layers(*common_, c, keep->copy->fs.get());
         return access::make(bind_mount(keep->copy->fs.get(), true), keep);

@@ -45,7 +45,10 @@ public:
 
     unique_fd mount() override {
         if (lower.layers.empty()) return bind_mount(work.fs.get(), false);
-        overlay_parts parts{.active = work.owner->active.get(), .active_name = work.name, .work = cat("work", mounts_++), .volatile_upper = work.owner->opt.volatile_upper};
+        overlay_parts parts{.active = work.owner->active.get(),
+                            .active_name = work.name,
+                            .work = cat("work", mounts_++),
+                            .volatile_upper = work.owner->opt.volatile_upper};
         // a new one each time: overlayfs refuses one that a volatile mount has used
         if (::mkdirat(work.dir.get(), parts.work.c_str(), 0700) != 0) throw_errno(cat("cannot make a layer below ", work.owner->where()));
         keep += set_lower(work.owner, lower, parts);
@@ -89,7 +92,8 @@ public:
     snapshot::view view_of(chain c) override {
         auto keep = std::make_shared<state::pin>(common_->must_hold(c));
         if (c.layers.empty()) return access::make(bind_mount(common_->empty.get(), true), keep);
-        if (c.layers.size() == 1 && !common_->may_have_whiteouts(c.layers[0])) return access::make(bind_mount(common_->fs_of(c.layers[0]).get(), true), keep);
+        if (c.layers.size() == 1 && !common_->may_have_whiteouts(c.layers[0]))
+            return access::make(bind_mount(common_->fs_of(c.layers[0]).get(), true), keep);
         overlay_parts parts;
         *keep += set_lower(common_, c, parts);
         if (parts.lower.size() == 1) parts.empty = common_->empty.get();  // overlayfs wants two to hide whiteouts
@@ -101,7 +105,11 @@ std::optional<error> try_method(const std::shared_ptr<store::common>& c, mount_m
     try {
         unfinished lower(c), upper(c);
         if (::mkdirat(upper.dir.get(), "work", 0700) != 0) throw_errno("cannot try out overlayfs");
-        overlay_parts parts{.layers = c->active.get(), .lower = {cat("../active/", lower.name, "/fs")}, .active = c->active.get(), .active_name = upper.name, .work = "work",
+        overlay_parts parts{.layers = c->active.get(),
+                            .lower = {cat("../active/", lower.name, "/fs")},
+                            .active = c->active.get(),
+                            .active_name = upper.name,
+                            .work = "work",
                             .volatile_upper = c->opt.volatile_upper};
         const auto mount = overlay_mount(parts, method);
         if (::mkdirat(mount.get(), "a", 0755) != 0) throw_errno("cannot write through an overlay");

@@ -87,22 +87,30 @@ void write_file(int dirfd, const std::string& name, std::string_view text, bool 
 void replace_file(int dirfd, const std::string& name, std::string_view text, bool durable) {
     const auto fresh = cat(name, ".new");
     write_file(dirfd, fresh, text, durable);
-    if (::renameat(dirfd, fresh.c_str(), dirfd, name.c_str()) != 0 || (durable && ::fsync(dirfd) != 0)) throw_errno(cat("cannot write ", name, " of the layers"));
+    if (::renameat(dirfd, fresh.c_str(), dirfd, name.c_str()) != 0 || (durable && ::fsync(dirfd) != 0))
+        throw_errno(cat("cannot write ", name, " of the layers"));
 }
 
 void write_blob(db::connection& c, layer_id id, const layer_blob& b) {
-    c.run("INSERT OR REPLACE INTO layer_blobs VALUES(?,?,?,?,?,?,?)", id.value, b.variant, b.blob, b.size, b.media_type, b.diff_id, encode_map(b.annotations));
+    c.run("INSERT OR REPLACE INTO layer_blobs VALUES(?,?,?,?,?,?,?)", id.value, b.variant, b.blob, b.size, b.media_type, b.diff_id,
+          encode_map(b.annotations));
 }
 
 void set_sequence(db::connection& c, std::uint64_t last) {
-    if (c.run("UPDATE sqlite_sequence SET seq=max(seq,?) WHERE name='layers'", last) == 0) c.run("INSERT INTO sqlite_sequence VALUES('layers',?)", last);
+    if (c.run("UPDATE sqlite_sequence SET seq=max(seq,?) WHERE name='layers'", last) == 0)
+        c.run("INSERT INTO sqlite_sequence VALUES('layers',?)", last);
 }
 
 std::vector<layer_blob> read_blobs(db::connection& c, layer_id id) {
     std::vector<layer_blob> out;
-    for (auto rows = c.query("SELECT variant,blob,size,media_type,diff_id,annotations FROM layer_blobs WHERE layer=? ORDER BY variant", id.value); rows.next();) {
-        out.push_back({.variant = std::string(rows.text(0)), .blob = rows.digest(1), .size = static_cast<std::uint64_t>(rows.integer(2)),
-                       .media_type = std::string(rows.text(3)), .diff_id = rows.digest(4), .annotations = decode_map(rows.text(5))});
+    for (auto rows = c.query("SELECT variant,blob,size,media_type,diff_id,annotations FROM layer_blobs WHERE layer=? ORDER BY variant", id.value);
+         rows.next();) {
+        out.push_back({.variant = std::string(rows.text(0)),
+                       .blob = rows.digest(1),
+                       .size = static_cast<std::uint64_t>(rows.integer(2)),
+                       .media_type = std::string(rows.text(3)),
+                       .diff_id = rows.digest(4),
+                       .annotations = decode_map(rows.text(5))});
     }
     return out;
 }
@@ -126,8 +134,10 @@ void store::common::open_records() {
         [&](db::connection& c) {
             const auto s = look(c);
             if (s.known && s.boot == dir->boot_id()) return;  // another process was quicker
-            if (s.known) after_boot(c, s.synced);
-            else rebuild(c);
+            if (s.known)
+                after_boot(c, s.synced);
+            else
+                rebuild(c);
             const auto [bound, synced] = read_mark();
             set_sequence(c, bound);
             c.run("INSERT OR REPLACE INTO layer_state VALUES(1,?,?)", dir->boot_id(), std::max(static_cast<std::int64_t>(synced), s.synced));
@@ -159,7 +169,8 @@ void store::common::rebuild(db::connection& c) {
         insert(c, *r);
         ++found;
     }
-    if (found + dropped != 0) log(log_level::warning, "the records of layers were rebuilt from the layers themselves", {{"kept", cat(found)}, {"dropped", cat(dropped)}});
+    if (found + dropped != 0)
+        log(log_level::warning, "the records of layers were rebuilt from the layers themselves", {{"kept", cat(found)}, {"dropped", cat(dropped)}});
 }
 
 std::pair<std::uint64_t, std::uint64_t> store::common::read_mark() const {
@@ -174,7 +185,9 @@ std::pair<std::uint64_t, std::uint64_t> store::common::read_mark() const {
     return {bound, synced};
 }
 
-void store::common::write_mark(std::uint64_t bound, std::uint64_t synced, bool durable) { replace_file(layers.get(), "mark", cat(bound, " ", synced, "\n"), durable); }
+void store::common::write_mark(std::uint64_t bound, std::uint64_t synced, bool durable) {
+    replace_file(layers.get(), "mark", cat(bound, " ", synced, "\n"), durable);
+}
 
 void store::common::raise_bound(std::uint64_t id) {
     if (id < bound_) return;
@@ -190,9 +203,11 @@ layer_id store::common::insert(db::connection& c, const record& r) {
     const auto text = [](const std::string& s) { return s.empty() ? std::nullopt : std::optional(s); };
     const auto id = r.id.value != 0 ? std::optional(r.id.value) : std::nullopt;
     const auto lone = r.chain_id ? std::nullopt : r.diff_id;
-    c.run("INSERT INTO layers(id,kind,description,created,size,parent,diff_id,chain_id,whiteouts,boot,cache_key,flat_key,lone_diff) VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
-          id, r.kind, r.description, r.created.time_since_epoch().count(), r.size, parent, r.diff_id, r.chain_id, r.whiteouts, r.boot, text(r.cache_key),
-          text(r.flat_key), lone);
+    c.run(
+        "INSERT INTO layers(id,kind,description,created,size,parent,diff_id,chain_id,whiteouts,boot,cache_key,flat_key,lone_diff) "
+        "VALUES(?,?,?,?,?,?,?,?,?,?,?,?,?)",
+        id, r.kind, r.description, r.created.time_since_epoch().count(), r.size, parent, r.diff_id, r.chain_id, r.whiteouts, r.boot,
+        text(r.cache_key), text(r.flat_key), lone);
     const layer_id got{static_cast<std::uint64_t>(c.last_id())};
     for (const auto& b : r.blobs) write_blob(c, got, b);
     return got;
@@ -258,11 +273,20 @@ bool store::common::remove(layer_id id) {
 }
 
 record store::common::read_record(db::connection& c, layer_id id) {
-    auto rows = c.query("SELECT kind,description,created,size,parent,diff_id,chain_id,whiteouts,boot,cache_key,flat_key FROM layers WHERE id=?", id.value);
+    auto rows =
+        c.query("SELECT kind,description,created,size,parent,diff_id,chain_id,whiteouts,boot,cache_key,flat_key FROM layers WHERE id=?", id.value);
     if (!rows.next()) throw error{errc::not_found, cat("there is no layer ", id.value, " below ", where())};
-    record r{.id = id, .kind = std::string(rows.text(0)), .description = std::string(rows.text(1)), .created = time_point(nanoseconds(rows.integer(2))),
-             .diff_id = rows.maybe_digest(5), .chain_id = rows.maybe_digest(6), .whiteouts = rows.integer(7) != 0, .boot = std::string(rows.text(8)),
-             .cache_key = std::string(rows.text(9)), .flat_key = std::string(rows.text(10)), .blobs = read_blobs(c, id)};
+    record r{.id = id,
+             .kind = std::string(rows.text(0)),
+             .description = std::string(rows.text(1)),
+             .created = time_point(nanoseconds(rows.integer(2))),
+             .diff_id = rows.maybe_digest(5),
+             .chain_id = rows.maybe_digest(6),
+             .whiteouts = rows.integer(7) != 0,
+             .boot = std::string(rows.text(8)),
+             .cache_key = std::string(rows.text(9)),
+             .flat_key = std::string(rows.text(10)),
+             .blobs = read_blobs(c, id)};
     if (const auto size = rows.maybe_integer(3)) r.size = static_cast<std::uint64_t>(*size);
     if (const auto parent = rows.maybe_integer(4)) r.parent = layer_id{static_cast<std::uint64_t>(*parent)};
     return r;

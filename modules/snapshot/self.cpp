@@ -61,7 +61,11 @@ std::optional<layer_blob> decode_blob(std::string_view text) {
     const auto blob = digest::try_parse(parts[1]), diff = digest::try_parse(parts[4]);
     const auto size = number<std::uint64_t>(parts[2]);
     if (!blob || !diff || !size) return std::nullopt;
-    return layer_blob{.variant = unescape(parts[0]), .blob = *blob, .size = *size, .media_type = unescape(parts[3]), .diff_id = *diff,
+    return layer_blob{.variant = unescape(parts[0]),
+                      .blob = *blob,
+                      .size = *size,
+                      .media_type = unescape(parts[3]),
+                      .diff_id = *diff,
                       .annotations = decode_map(unescape(parts[5]))};
 }
 
@@ -78,13 +82,15 @@ std::string encode_map(const std::map<std::string, std::string>& m) {
 std::map<std::string, std::string> decode_map(std::string_view text) {
     std::map<std::string, std::string> out;
     for (const auto line : split(text, '\n')) {
-        if (const auto tab = line.find('\t'); tab != std::string_view::npos) out.emplace(unescape(line.substr(0, tab)), unescape(line.substr(tab + 1)));
+        if (const auto tab = line.find('\t'); tab != std::string_view::npos)
+            out.emplace(unescape(line.substr(0, tab)), unescape(line.substr(tab + 1)));
     }
     return out;
 }
 
 std::string encode_self(const record& r) {
-    std::string out = cat("kind ", escape(r.kind), "\ndescription ", escape(r.description), "\ncreated ", r.created.time_since_epoch().count(), "\nboot ", escape(r.boot), "\n");
+    std::string out = cat("kind ", escape(r.kind), "\ndescription ", escape(r.description), "\ncreated ", r.created.time_since_epoch().count(),
+                          "\nboot ", escape(r.boot), "\n");
     if (r.size) out += cat("size ", *r.size, "\n");
     if (r.parent) out += cat("parent ", r.parent->value, "\n");
     if (r.diff_id) out += cat("diff-id ", r.diff_id->str(), "\n");
@@ -93,7 +99,8 @@ std::string encode_self(const record& r) {
     if (!r.cache_key.empty()) out += cat("cache-key ", escape(r.cache_key), "\n");
     if (!r.flat_key.empty()) out += cat("flat-key ", escape(r.flat_key), "\n");
     for (const auto& b : r.blobs) {
-        out += cat("blob ", escape(b.variant), "\t", b.blob.str(), "\t", b.size, "\t", escape(b.media_type), "\t", b.diff_id.str(), "\t", escape(encode_map(b.annotations)), "\n");
+        out += cat("blob ", escape(b.variant), "\t", b.blob.str(), "\t", b.size, "\t", escape(b.media_type), "\t", b.diff_id.str(), "\t",
+                   escape(encode_map(b.annotations)), "\n");
     }
     return out + std::string(last_line) + "\n";
 }
@@ -106,17 +113,28 @@ std::optional<record> decode_self(std::string_view text) {
         const auto space = line.find(' ');
         if (space == std::string_view::npos) continue;
         const auto key = line.substr(0, space), value = line.substr(space + 1);
-        if (key == "kind") r.kind = unescape(value);
-        else if (key == "description") r.description = unescape(value);
-        else if (key == "created") r.created = time_point(nanoseconds(number<std::int64_t>(value).value_or(0)));
-        else if (key == "boot") r.boot = unescape(value);
-        else if (key == "size") r.size = number<std::uint64_t>(value);
-        else if (key == "parent") r.parent = layer_id{number<std::uint64_t>(value).value_or(0)};
-        else if (key == "diff-id") r.diff_id = digest::try_parse(value);
-        else if (key == "chain-id") r.chain_id = digest::try_parse(value);
-        else if (key == "whiteouts") r.whiteouts = false;
-        else if (key == "cache-key") r.cache_key = unescape(value);
-        else if (key == "flat-key") r.flat_key = unescape(value);
+        if (key == "kind")
+            r.kind = unescape(value);
+        else if (key == "description")
+            r.description = unescape(value);
+        else if (key == "created")
+            r.created = time_point(nanoseconds(number<std::int64_t>(value).value_or(0)));
+        else if (key == "boot")
+            r.boot = unescape(value);
+        else if (key == "size")
+            r.size = number<std::uint64_t>(value);
+        else if (key == "parent")
+            r.parent = layer_id{number<std::uint64_t>(value).value_or(0)};
+        else if (key == "diff-id")
+            r.diff_id = digest::try_parse(value);
+        else if (key == "chain-id")
+            r.chain_id = digest::try_parse(value);
+        else if (key == "whiteouts")
+            r.whiteouts = false;
+        else if (key == "cache-key")
+            r.cache_key = unescape(value);
+        else if (key == "flat-key")
+            r.flat_key = unescape(value);
         else if (key == "blob") {
             if (auto b = decode_blob(value)) r.blobs.push_back(std::move(*b));
         }

@@ -41,7 +41,9 @@ std::optional<state::pin> store::common::hold(const std::vector<layer_id>& ids, 
 
 state::pin store::common::must_hold(const chain& c) {
     auto p = hold(c.layers, false);
-    if (!p) throw error{errc::not_found, cat("a layer of ", c.layers.size(), " below ", where(), " was removed: build without the cache record that names it")};
+    if (!p)
+        throw error{errc::not_found,
+                    cat("a layer of ", c.layers.size(), " below ", where(), " was removed: build without the cache record that names it")};
     return std::move(*p);
 }
 
@@ -54,7 +56,8 @@ void store::common::flush_uses() {
     if (mine.empty()) return;
     dir->database().write([&](db::connection& c) {
         for (const auto& [id, u] : mine) {
-            c.run("UPDATE layers SET uses=uses+?2, last_used=max(ifnull(last_used,0),?3) WHERE id=?1", id.value, u.count, u.last.time_since_epoch().count());
+            c.run("UPDATE layers SET uses=uses+?2, last_used=max(ifnull(last_used,0),?3) WHERE id=?1", id.value, u.count,
+                  u.last.time_since_epoch().count());
         }
     });
 }
@@ -68,9 +71,14 @@ std::vector<usage> store::common::du() {
             "SELECT l.id,l.kind,l.description,l.created,l.last_used,l.uses,l.size,p.id,l.diff_id,l.cache_key IS NOT NULL"
             " FROM layers l LEFT JOIN layers p ON p.id=l.parent ORDER BY l.id");
         while (rows.next()) {
-            usage u{.id = layer_id{static_cast<std::uint64_t>(rows.integer(0))}, .kind = std::string(rows.text(1)), .description = std::string(rows.text(2)),
-                    .created = time_point(nanoseconds(rows.integer(3))), .use_count = static_cast<std::uint64_t>(rows.integer(5)),
-                    .size = static_cast<std::uint64_t>(rows.integer(6)), .changeable = rows.integer(9) != 0, .diff_id = rows.maybe_digest(8)};
+            usage u{.id = layer_id{static_cast<std::uint64_t>(rows.integer(0))},
+                    .kind = std::string(rows.text(1)),
+                    .description = std::string(rows.text(2)),
+                    .created = time_point(nanoseconds(rows.integer(3))),
+                    .use_count = static_cast<std::uint64_t>(rows.integer(5)),
+                    .size = static_cast<std::uint64_t>(rows.integer(6)),
+                    .changeable = rows.integer(9) != 0,
+                    .diff_id = rows.maybe_digest(8)};
             if (const auto last = rows.maybe_integer(4)) u.last_used = time_point(nanoseconds(*last));
             if (const auto parent = rows.maybe_integer(7)) u.parents.push_back({static_cast<std::uint64_t>(*parent)});
             measured.push_back(!rows.null(6) && !u.changeable);

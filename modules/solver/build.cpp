@@ -204,8 +204,8 @@ void build::finish(std::size_t i, std::vector<result> outputs) {
     n.has_result = true;
     for (const auto u : n.users) {
         auto& above = nodes_[u.node];
-        const bool waits = above.state == vertex_state::waiting_inputs ||
-                           (above.state == vertex_state::waiting_content && input(above, u.slot).content_of);
+        const bool waits =
+            above.state == vertex_state::waiting_inputs || (above.state == vertex_state::waiting_content && input(above, u.slot).content_of);
         if (waits && --above.missing == 0) push(u.node);
     }
     if (n.target && --targets_missing_ == 0) wake_.set();

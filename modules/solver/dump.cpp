@@ -37,8 +37,7 @@ std::string build::waits_for(std::size_t i) const {
         case vertex_state::waiting_inputs: return cat("waits for the results of ", first_input(false, false));
         case vertex_state::looking_up: return "looks into the cache storage";
         case vertex_state::preparing: return "waits for locks of its own";
-        case vertex_state::queued:
-            return cat("waits for a slot: ", engine_->slots.in_use(), " in use, ", engine_->slots.waiting(), " waiting");
+        case vertex_state::queued: return cat("waits for a slot: ", engine_->slots.in_use(), " in use, ", engine_->slots.waiting(), " waiting");
         case vertex_state::running:
         case vertex_state::saving:
             return cat("is ", to_string(n.state), n.flight ? cat(", shared by ", n.flight->subscribers.size()) : std::string());

@@ -202,10 +202,10 @@ async::task<void> engine::store_outcome(std::shared_ptr<flight> f, run_result r,
         co_return;
     }
     out->canonical = f->canonical && !f->canonical->ephemeral ? *f->canonical
-                     : f->dead                                 ? key{f->dead->canonical}
-                     : known                                   ? key{known->canonical}
-                     : f->fresh && !f->fresh->ephemeral        ? *f->fresh
-                                                               : key{keys.front()};
+                     : f->dead                                ? key{f->dead->canonical}
+                     : known                                  ? key{known->canonical}
+                     : f->fresh && !f->fresh->ephemeral       ? *f->fresh
+                                                              : key{keys.front()};
     std::vector<std::string> texts;
     for (const auto& one : out->outputs) {
         texts.push_back(one ? co_await store->save(one) : std::string());

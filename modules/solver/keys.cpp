@@ -70,17 +70,28 @@ std::optional<std::vector<std::string>> decode_texts(std::string_view text) {
 
 namespace {
 
-constexpr std::array<std::string_view, 16> state_names{
-    "unused", "describing", "waiting for keys", "looking up", "waiting for content", "hashing", "keyed", "loading",
-    "waiting for inputs", "preparing", "queued", "running", "saving", "done", "failed", "canceled"};
+constexpr std::array<std::string_view, 16> state_names{"unused",
+                                                       "describing",
+                                                       "waiting for keys",
+                                                       "looking up",
+                                                       "waiting for content",
+                                                       "hashing",
+                                                       "keyed",
+                                                       "loading",
+                                                       "waiting for inputs",
+                                                       "preparing",
+                                                       "queued",
+                                                       "running",
+                                                       "saving",
+                                                       "done",
+                                                       "failed",
+                                                       "canceled"};
 
 }  // namespace
 
 std::string_view to_string(vertex_state s) noexcept { return state_names[static_cast<std::size_t>(s)]; }
 
-bool is_final(vertex_state s) noexcept {
-    return s == vertex_state::done || s == vertex_state::failed || s == vertex_state::canceled;
-}
+bool is_final(vertex_state s) noexcept { return s == vertex_state::done || s == vertex_state::failed || s == vertex_state::canceled; }
 
 bool may_follow(vertex_state from, vertex_state to) noexcept {
     using enum vertex_state;

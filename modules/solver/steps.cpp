@@ -13,9 +13,7 @@ module cobuild.solver.internal;
 
 namespace cobuild::solver {
 
-input_info build::input(const node& n, std::size_t slot) const {
-    return slot < n.info.inputs.size() ? n.info.inputs[slot] : input_info{};
-}
+input_info build::input(const node& n, std::size_t slot) const { return slot < n.info.inputs.size() ? n.info.inputs[slot] : input_info{}; }
 
 context build::context_of(std::size_t i) const { return {progress::writer(sink_, nodes_[i].progress.about()), cancel_.token()}; }
 
@@ -201,7 +199,8 @@ async::task<void> build::load(std::size_t i) {
     }
     if (failed && !over_) {
         // What cannot be loaded can be made again.
-        log(log_level::warning, "cannot load a result from the build cache, running it again", {{"vertex", n.v->name}, {"error", cobuild::describe(failed).what()}});
+        log(log_level::warning, "cannot load a result from the build cache, running it again",
+            {{"vertex", n.v->name}, {"error", cobuild::describe(failed).what()}});
         dead = true;
     }
     go_on(i, nullptr, [&] {

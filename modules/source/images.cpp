@@ -55,7 +55,8 @@ unpacked unpack(archive::byte_source blob, int target) {
         out.failed = std::current_exception();
     }
     std::vector<std::byte> rest(65536);
-    while (raw(rest) != 0) {}  // bytes after the last member still count for the digest
+    while (raw(rest) != 0) {
+    }  // bytes after the last member still count for the digest
     out.blob = compressed.finish();
     out.diff_id = plain.finish();
     return out;
@@ -209,7 +210,8 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
     out.diff_ids = found.config.diff_ids;
     out.platform = found.config.platform;
     if (out.diff_ids.size() != out.parsed.layers.size())
-        throw error{errc::corrupt, cat("the image ", ref.familiar(), " has ", out.parsed.layers.size(), " layers but its config lists ", out.diff_ids.size())};
+        throw error{errc::corrupt,
+                    cat("the image ", ref.familiar(), " has ", out.parsed.layers.size(), " layers but its config lists ", out.diff_ids.size())};
     out.keep = co_await s.pool.run([&s, &found] {
         auto keep = s.keep_text(found.manifest.bytes);
         if (found.index) keep += s.keep_text(found.index->bytes);
@@ -251,7 +253,8 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
             std::rethrow_exception(failed);
         }
     };
-    const auto work = [](state* self, async::byte_pipe p, int dir, std::shared_ptr<content::writer> b, std::shared_ptr<unpacked> result) -> async::task<void> {
+    const auto work = [](state* self, async::byte_pipe p, int dir, std::shared_ptr<content::writer> b,
+                         std::shared_ptr<unpacked> result) -> async::task<void> {
         co_await self->pool.run([p, dir, b, result]() mutable {
             try {
                 *result = unpack(teed(read_pipe(p), b), dir);
@@ -266,8 +269,8 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
     co_await both.join();
     if (out->blob != layer.digest || out->size != layer.size) {
         registry.distrust(what->image.reference, host, layer.digest);
-        throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " from ", host, " is damaged: received ", out->size, " of ", layer.size, " bytes with digest ",
-                                       out->blob.str())};
+        throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " from ", host, " is damaged: received ", out->size, " of ", layer.size,
+                                       " bytes with digest ", out->blob.str())};
     }
     line->done();
     co_return *out;
@@ -332,7 +335,8 @@ async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " of ", image.reference.familiar(), " unpacks to ", made->diff_id.str(),
                                        " but the image's config says ", diff_id.str())};
     snapshot::pulled_info info{.diff_id = diff_id, .description = cat("pulled from ", image.reference.str())};
-    info.blob = {.variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
+    info.blob = {
+        .variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
     if (!made->applied.self_contained()) {
         co_await finish(*made, target->fd(), what, index);
         info.chain_id = chain_id;
@@ -349,16 +353,16 @@ async::task<pulled_image> images::pull(resolved_image image, progress::writer pr
     auto chain_ids = oci::chain_ids(image.diff_ids);
     const wanted what = std::make_shared<const pulling>(pulling{std::move(image), std::move(chain_ids), std::move(progress)});
     auto layers = std::make_shared<std::vector<snapshot::layer>>(count);
-    const auto one = [](std::shared_ptr<state> self, wanted of, std::size_t i, std::shared_ptr<std::vector<snapshot::layer>> out) -> async::task<void> {
-        (*out)[i] = co_await self->layer(of, i);
-    };
+    const auto one = [](std::shared_ptr<state> self, wanted of, std::size_t i,
+                        std::shared_ptr<std::vector<snapshot::layer>> out) -> async::task<void> { (*out)[i] = co_await self->layer(of, i); };
     std::vector<async::task<void>> work;
     for (std::size_t i = 0; i < count; ++i) work.push_back(one(s, what, i, layers));
     co_await async::when_all(std::move(work));
     // A mount does not look at the mark of a layer's top directory that hides all below: such a layer begins the chain.
     const auto bottom = co_await s->pool.run([s, layers] {
         std::size_t at = layers->size();
-        while (at > 0 && !hides_all_below(s->snapshots.layer_dir((*layers)[--at].id).get())) {}
+        while (at > 0 && !hides_all_below(s->snapshots.layer_dir((*layers)[--at].id).get())) {
+        }
         return at;
     });
     pulled_image out;

@@ -94,7 +94,8 @@ std::string read_small(int dirfd, const std::string& name, std::size_t limit) {
     if (!in) return {};
     std::string out(limit, '\0');
     std::size_t have = 0;
-    for (::ssize_t n = 1; n > 0 && have < limit; have += static_cast<std::size_t>(n > 0 ? n : 0)) n = ::read(in.get(), out.data() + have, limit - have);
+    for (::ssize_t n = 1; n > 0 && have < limit; have += static_cast<std::size_t>(n > 0 ? n : 0))
+        n = ::read(in.get(), out.data() + have, limit - have);
     out.resize(have);
     return out;
 }
@@ -169,7 +170,8 @@ directory::~directory() {
         log(log_level::warning, e.what());
     }
     const auto mine = cat("ledger/", s.owner);
-    if (s.ledger && ::unlinkat(s.fd.get(), mine.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT) return;  // pending entries: the next start replays them
+    if (s.ledger && ::unlinkat(s.fd.get(), mine.c_str(), AT_REMOVEDIR) != 0 && errno != ENOENT)
+        return;  // pending entries: the next start replays them
     ::unlinkat(s.fd.get(), cat("owners/", s.owner).c_str(), 0);
 }
 

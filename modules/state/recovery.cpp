@@ -106,7 +106,8 @@ std::shared_ptr<const unique_fd> directory::state::own_ledger() {
         const auto parent = open_dir(fd.get(), "ledger");
         ledger = std::make_shared<const unique_fd>(make_dir(parent.get(), owner, 0700));
         // the owner's file must be found after power failure too, or nobody looks at the entries
-        if (::fsync(parent.get()) != 0 || ::fsync(owner_lock.get()) != 0 || ::fsync(open_dir(fd.get(), "owners").get()) != 0) throw_errno("cannot write the ledger");
+        if (::fsync(parent.get()) != 0 || ::fsync(owner_lock.get()) != 0 || ::fsync(open_dir(fd.get(), "owners").get()) != 0)
+            throw_errno("cannot write the ledger");
     }
     return ledger;
 }
@@ -124,7 +125,8 @@ ledger_entry directory::record(std::string_view kind, std::string_view text) {
     if (!file) throw_errno(what);
     const auto bytes = encode(kind, text);
     crash_point("ledger-created");
-    if (::write(file.get(), bytes.data(), bytes.size()) != static_cast<::ssize_t>(bytes.size()) || ::fsync(file.get()) != 0 || ::fsync(out.dir_->get()) != 0) {
+    if (::write(file.get(), bytes.data(), bytes.size()) != static_cast<::ssize_t>(bytes.size()) || ::fsync(file.get()) != 0 ||
+        ::fsync(out.dir_->get()) != 0) {
         const int reason = errno;
         ::unlinkat(out.dir_->get(), name.c_str(), 0);
         throw os_error(reason, what);

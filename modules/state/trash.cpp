@@ -65,7 +65,8 @@ private:
             return;
         }
         const auto up = cat("deep-", random_id());
-        if (::renameat(dirfd, entry.c_str(), ::dirfd(levels_.front().stream), up.c_str()) != 0 && errno != ENOENT) throw_errno(cat("cannot delete ", quoted(entry)));
+        if (::renameat(dirfd, entry.c_str(), ::dirfd(levels_.front().stream), up.c_str()) != 0 && errno != ENOENT)
+            throw_errno(cat("cannot delete ", quoted(entry)));
     }
 
     bool enter(int dirfd, const std::string& name) {

@@ -103,8 +103,8 @@ BOOST_AUTO_TEST_CASE(attributes) {
 BOOST_AUTO_TEST_CASE(whiteouts_and_opaque_directories) {
     if (!needs_root()) return;
     layer l;
-    const auto r = l.put({"d a/", "f a/.wh.gone", "d b/", "f b/.wh..wh..opq", "f b/new x", "f .wh.top", "f .wh..wh.plnk", "d c/", "f c/x 1", "f .wh.c", "f c/.wh.x",
-                          "f .wh.e", "d e/", "f .wh.i", "f i/x 2"});
+    const auto r = l.put({"d a/", "f a/.wh.gone", "d b/", "f b/.wh..wh..opq", "f b/new x", "f .wh.top", "f .wh..wh.plnk", "d c/", "f c/x 1",
+                          "f .wh.c", "f c/.wh.x", "f .wh.e", "d e/", "f .wh.i", "f i/x 2"});
     BOOST_TEST(l.whiteout("a/gone"));
     BOOST_TEST(!l.opaque("a"));
     BOOST_TEST(l.opaque("b"));
@@ -149,7 +149,8 @@ BOOST_AUTO_TEST_CASE(nothing_escapes) {
 
 BOOST_AUTO_TEST_CASE(later_entries_replace_earlier_ones) {
     layer l;
-    l.put({"f a 1", "f a 2", "d b/", "f b/x 1", "f b now-a-file", "f c 1", "d c/", "f c/y 2", "l s c", "f s/z 3", "l s b", "d t/", "f t/q 1", "l t c", "f t/r 9"});
+    l.put({"f a 1", "f a 2", "d b/", "f b/x 1", "f b now-a-file", "f c 1", "d c/", "f c/y 2", "l s c", "f s/z 3", "l s b", "d t/", "f t/q 1", "l t c",
+           "f t/r 9"});
     BOOST_TEST(l.read("a") == "2");
     BOOST_TEST(l.read("b") == "now-a-file");
     BOOST_TEST(l.read("c/y") == "2");
@@ -228,7 +229,10 @@ BOOST_AUTO_TEST_CASE(plain_extraction_and_add_archives) {
     write_file(d / "empty", "");
     write_file(d / "zeros", std::string(2048, '\0'));
     const std::string in = cat("cd ", d.path().string(), " && ");
-    BOOST_REQUIRE(std::system(cat(in, "gzip -k t.tar && bzip2 -k t.tar && xz -k t.tar && zstd -q t.tar && gzip -k text && python3 -m zipfile -c a.zip text").c_str()) == 0);
+    BOOST_REQUIRE(
+        std::system(
+            cat(in, "gzip -k t.tar && bzip2 -k t.tar && xz -k t.tar && zstd -q t.tar && gzip -k text && python3 -m zipfile -c a.zip text").c_str()) ==
+        0);
     for (const char* name : {"t.tar", "t.tar.gz", "t.tar.bz2", "t.tar.xz", "t.tar.zst"}) {
         const unique_fd fd{::open((d / name).c_str(), O_RDONLY | O_CLOEXEC)};
         BOOST_TEST(is_add_archive(fd.get()), name);

@@ -39,7 +39,9 @@ struct overlay {
         open_dir(d / "work");
         open_dir(d / "m");
         write_file(d / "script", "set -e\ncd " + d.path().string() +
-                   "\nmount -t overlay -o redirect_dir=off,metacopy=off,index=off,xino=off,lowerdir=lower,upperdir=upper,workdir=work overlay m\ncd m\n" + script + "\n");
+                                     "\nmount -t overlay -o "
+                                     "redirect_dir=off,metacopy=off,index=off,xino=off,lowerdir=lower,upperdir=upper,workdir=work overlay m\ncd m\n" +
+                                     script + "\n");
         return std::system(cat("unshare -m sh ", (d / "script").string()).c_str()) == 0;
     }
     std::string layer(const diff_options& o = {}) { return diff(upper.get(), {lower.get()}, o); }
@@ -64,8 +66,10 @@ BOOST_AUTO_TEST_CASE(parents_order_and_unchanged_directories) {
     if (!needs_root()) return;
     overlay o;
     BOOST_REQUIRE(o.run({"d etc/", "f etc/passwd x", "d usr/", "d usr/lib/", "f usr/lib/a 1"},
-                        "echo new > usr/lib/b; rm etc/passwd; mkdir -p z/y; echo 1 > z/y/x; echo 2 > z-a; chmod 700 usr/lib/a; chmod 644 usr/lib/a; touch -d @1000 usr/lib/a"));
-    BOOST_TEST(names(o.layer()) == (texts{"etc/", "etc/.wh.passwd", "usr/", "usr/lib/", "usr/lib/b", "z/", "z/y/", "z/y/x", "z-a"}), boost::test_tools::per_element());
+                        "echo new > usr/lib/b; rm etc/passwd; mkdir -p z/y; echo 1 > z/y/x; echo 2 > z-a; chmod 700 usr/lib/a; chmod 644 usr/lib/a; "
+                        "touch -d @1000 usr/lib/a"));
+    BOOST_TEST(names(o.layer()) == (texts{"etc/", "etc/.wh.passwd", "usr/", "usr/lib/", "usr/lib/b", "z/", "z/y/", "z/y/x", "z-a"}),
+               boost::test_tools::per_element());
     BOOST_TEST(o.layer() == o.layer());
 }
 
@@ -81,7 +85,8 @@ BOOST_AUTO_TEST_CASE(recreated_directories) {
     BOOST_TEST(names(empty.layer()) == (texts{"d/", "d/.wh.a", "d/.wh.b", "d/.wh.sub", "d/.wh.z"}), boost::test_tools::per_element());
     overlay fresh;
     BOOST_REQUIRE(fresh.run(lower, "rm -r d; mkdir -p d/sub; echo new > d/b; echo new > d/sub/y; echo new > d/new"));
-    BOOST_TEST(names(fresh.layer()) == (texts{"d/", "d/.wh.a", "d/b", "d/new", "d/sub/", "d/sub/.wh.x", "d/sub/y", "d/.wh.z"}), boost::test_tools::per_element());
+    BOOST_TEST(names(fresh.layer()) == (texts{"d/", "d/.wh.a", "d/b", "d/new", "d/sub/", "d/sub/.wh.x", "d/sub/y", "d/.wh.z"}),
+               boost::test_tools::per_element());
     overlay file;
     BOOST_REQUIRE(file.run(lower, "rm -r d; echo now > d"));
     BOOST_TEST(names(file.layer()) == (texts{"d"}), boost::test_tools::per_element());
@@ -171,7 +176,9 @@ BOOST_AUTO_TEST_CASE(what_the_kernel_shows_is_what_the_layer_gives) {
     if (!needs_root()) return;
     overlay o;
     const texts lower{"d d/", "f d/a 1", "d d/e/", "f d/e/f 2", "l d/l a", "d k/", "f k/x 1", "f k/y 2", "f top t"};
-    BOOST_REQUIRE(o.run(lower, "rm d/a; echo n > d/n; rm -r k; mkdir k; echo z > k/z; echo h > h1; ln h1 h2; chown 5 d/e/f; mv d/l d/m; cp -a m/. ../merged 2>/dev/null || cp -a . ../merged"));
+    BOOST_REQUIRE(o.run(lower,
+                        "rm d/a; echo n > d/n; rm -r k; mkdir k; echo z > k/z; echo h > h1; ln h1 h2; chown 5 d/e/f; mv d/l d/m; cp -a m/. ../merged "
+                        "2>/dev/null || cp -a . ../merged"));
     const auto again = open_dir(o.d / "again");
     unpack(o.layer(), again.get());
     const auto merged = open_dir(o.d / "merged");

@@ -34,7 +34,8 @@ std::string sample(std::size_t size) {
     std::mt19937 random(7);
     std::string out;
     while (out.size() < size) {
-        if (random() % 2 == 0) out += cat("line ", static_cast<unsigned>(random() % 1000), " of text\n");
+        if (random() % 2 == 0)
+            out += cat("line ", static_cast<unsigned>(random() % 1000), " of text\n");
         else
             for (int i = 0; i < 16; ++i) out += static_cast<char>(random());
     }
@@ -53,7 +54,9 @@ packed pack(std::string_view data, compress_options o, std::size_t piece = 100'0
     p.blob = w.finish();
     return p;
 }
-std::string unpack(std::string_view bytes, decompress_limits limits = {}) { return read_everything(decompress_auto(read_from(bytes_of(bytes)), nullptr, limits)); }
+std::string unpack(std::string_view bytes, decompress_limits limits = {}) {
+    return read_everything(decompress_auto(read_from(bytes_of(bytes)), nullptr, limits));
+}
 bool corrupt(std::string_view bytes, decompress_limits limits = {}) {
     try {
         unpack(bytes, limits);
@@ -71,8 +74,8 @@ BOOST_AUTO_TEST_CASE(round_trips_and_the_bytes_do_not_depend_on_threads) {
     const struct {
         compression kind;
         int level;
-    } cases[] = {{compression::gzip, 0}, {compression::gzip, 1}, {compression::gzip, 2}, {compression::gzip, 6}, {compression::gzip, 9},
-                 {compression::zstd, 1}, {compression::zstd, 3}, {compression::none, 0}};
+    } cases[] = {{compression::gzip, 0}, {compression::gzip, 1}, {compression::gzip, 2}, {compression::gzip, 6},
+                 {compression::gzip, 9}, {compression::zstd, 1}, {compression::zstd, 3}, {compression::none, 0}};
     for (const auto& c : cases) {
         const packed one = pack(data, {c.kind, c.level, 1});
         const packed four = pack(data, {c.kind, c.level, 4}, 1'234'567);
@@ -106,7 +109,10 @@ BOOST_AUTO_TEST_CASE(other_programs_read_it) {
     const std::string in = cat("cd ", d.path().string(), " && ");
     BOOST_TEST(std::system(cat(in, "gzip -t g.gz e.gz && gzip -dc g.gz | cmp - data").c_str()) == 0);
     BOOST_TEST(std::system(cat(in, "zstd -q -t z.zst && zstd -q -dc z.zst | cmp - data").c_str()) == 0);
-    BOOST_REQUIRE(std::system(cat(in, "gzip -nk data && gzip -nc data >> data.gz && cp data twice && cat data >> twice && zstd -q data && zstd -qc data >> data.zst").c_str()) == 0);
+    BOOST_REQUIRE(
+        std::system(
+            cat(in, "gzip -nk data && gzip -nc data >> data.gz && cp data twice && cat data >> twice && zstd -q data && zstd -qc data >> data.zst")
+                .c_str()) == 0);
     BOOST_TEST((unpack(read_file(d / "data.gz")) == data + data));
     BOOST_TEST((unpack(read_file(d / "data.zst")) == data + data));
 }
@@ -115,7 +121,8 @@ BOOST_AUTO_TEST_CASE(damage_is_found) {
     const std::string data = sample(300'000);
     for (const auto kind : {compression::gzip, compression::zstd}) {
         const std::string good = pack(data, {kind, std::nullopt, 1}).bytes;
-        for (const std::size_t cut : {std::size_t{5}, std::size_t{11}, good.size() / 2, good.size() - 1}) BOOST_TEST(corrupt(good.substr(0, cut)), to_string(kind) << cut);
+        for (const std::size_t cut : {std::size_t{5}, std::size_t{11}, good.size() / 2, good.size() - 1})
+            BOOST_TEST(corrupt(good.substr(0, cut)), to_string(kind) << cut);
         std::string flipped = good;
         flipped[good.size() - 6] ^= 1;
         BOOST_TEST(corrupt(flipped), to_string(kind));
@@ -140,13 +147,17 @@ BOOST_AUTO_TEST_CASE(reading_ahead) {
     BOOST_TEST((h.finish() == digest::of(data)));
     BOOST_TEST(size == data.size());
     int calls = 0;
-    const auto failing = read_ahead([&](std::span<std::byte> into) -> std::size_t {
-        if (++calls > 3) throw error{errc::unavailable, "gone"};
-        return into.size();
-    }, 1000, 2);
+    const auto failing = read_ahead(
+        [&](std::span<std::byte> into) -> std::size_t {
+            if (++calls > 3) throw error{errc::unavailable, "gone"};
+            return into.size();
+        },
+        1000, 2);
     BOOST_CHECK_EXCEPTION(read_everything(failing), error, [](const error& e) { return e.kind() == errc::unavailable; });
     // Dropped while the thread waits for room.
-    { const auto endless = read_ahead([](std::span<std::byte> into) { return into.size(); }, 1000, 2); }
+    {
+        const auto endless = read_ahead([](std::span<std::byte> into) { return into.size(); }, 1000, 2);
+    }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -63,11 +63,20 @@ BOOST_AUTO_TEST_CASE(a_plain_header) {
     const std::string t = tar_of([&](tar_writer& w) { w.add(e, bytes_of("hello")); });
     BOOST_TEST(t.size() == 512U + 512 + 1024);
     BOOST_TEST(t.substr(0, 9) == std::string("dir/name\0", 9));
-    BOOST_TEST(t.substr(100, 48) == std::string("0000644\0" "0001750\0" "0000144\0" "00000000005\0" "14524770400\0", 48));
+    BOOST_TEST(t.substr(100, 48) == std::string("0000644\0"
+                                                "0001750\0"
+                                                "0000144\0"
+                                                "00000000005\0"
+                                                "14524770400\0",
+                                                48));
     BOOST_TEST(t.substr(156, 1) == "0");
-    BOOST_TEST(t.substr(257, 8) == std::string("ustar\0" "00", 8));
+    BOOST_TEST(t.substr(257, 8) == std::string("ustar\0"
+                                               "00",
+                                               8));
     BOOST_TEST(t.substr(265, 64) == std::string(64, '\0'));
-    BOOST_TEST(t.substr(329, 16) == std::string("0000000\0" "0000000\0", 16));
+    BOOST_TEST(t.substr(329, 16) == std::string("0000000\0"
+                                                "0000000\0",
+                                                16));
     BOOST_TEST(t.substr(512, 5) == "hello");
     BOOST_TEST(t.substr(517) == std::string(507 + 1024, '\0'));
     unsigned sum = 8 * ' ';
@@ -115,7 +124,12 @@ BOOST_AUTO_TEST_CASE(directories_and_whiteouts) {
     BOOST_TEST(t.substr(0, 100) == std::string(100, 'd'));  // "<120 d>/PaxHeaders.0", cut
     const std::size_t white = 512 * 3;
     BOOST_TEST(t.substr(white, 13) == std::string("etc/.wh.gone\0", 13));
-    BOOST_TEST(t.substr(white + 100, 48) == std::string("0000000\0" "0000000\0" "0000000\0" "00000000000\0" "00000000000\0", 48));
+    BOOST_TEST(t.substr(white + 100, 48) == std::string("0000000\0"
+                                                        "0000000\0"
+                                                        "0000000\0"
+                                                        "00000000000\0"
+                                                        "00000000000\0",
+                                                        48));
     const std::size_t second = white + 512;
     BOOST_TEST(t.substr(second, 65) == (".wh." + std::string(60, 'b') + std::string(1, '\0')));
     BOOST_TEST(t.substr(second + 345, 81) == (std::string(80, 'a') + std::string(1, '\0')));
@@ -162,8 +176,10 @@ BOOST_AUTO_TEST_CASE(gnu_tar_and_python_agree) {
     const std::string in = cat("cd ", d.path().string(), " && ");
     BOOST_TEST(std::system(cat(in, "mkdir out && tar -C out -xf t.tar && [ $(readlink out/link | wc -c) = 301 ]").c_str()) == 0);
     BOOST_TEST(read_file(d.path() / "out" / deep) == "two");
-    BOOST_TEST(std::system(cat(in, "python3 -c \"import tarfile; t=tarfile.open('t.tar'); assert [len(m.name) for m in t]==[5,602,4]; "
-                                   "assert t.extractfile(t.getmembers()[1]).read()==b'two'\"").c_str()) == 0);
+    BOOST_TEST(std::system(cat(in,
+                               "python3 -c \"import tarfile; t=tarfile.open('t.tar'); assert [len(m.name) for m in t]==[5,602,4]; "
+                               "assert t.extractfile(t.getmembers()[1]).read()==b'two'\"")
+                               .c_str()) == 0);
     for (const char* format : {"gnu", "pax", "ustar --exclude=xxx* --exclude=link", "v7 --exclude=xxx* --exclude=link"}) {
         BOOST_REQUIRE(std::system(cat(in, "tar -C out --sort=name --format=", format, " -cf g.tar .").c_str()) == 0);
         const auto back = read_tar(read_file(d / "g.tar"));
@@ -180,10 +196,12 @@ BOOST_AUTO_TEST_CASE(gnu_tar_and_python_agree) {
 
 BOOST_AUTO_TEST_CASE(python_writes_numbers_in_base_256) {
     scratch_dir d;
-    const std::string script = cat("cd ", d.path().string(), " && python3 -c \"\nimport tarfile,io\n"
-        "t=tarfile.open('t.tar','w',format=tarfile.GNU_FORMAT)\ni=tarfile.TarInfo('a'); i.uid=5000000; i.mtime=-3; t.addfile(i)\nt.close()\n"
-        "t=tarfile.open('p.tar','w',format=tarfile.PAX_FORMAT,pax_headers={'comment':'g'})\ni=tarfile.TarInfo('b'); i.mtime=1.5; i.size=3\n"
-        "i.pax_headers={'SCHILY.xattr.user.k':'v'}; t.addfile(i,io.BytesIO(b'xyz')); t.close()\"");
+    const std::string script =
+        cat("cd ", d.path().string(),
+            " && python3 -c \"\nimport tarfile,io\n"
+            "t=tarfile.open('t.tar','w',format=tarfile.GNU_FORMAT)\ni=tarfile.TarInfo('a'); i.uid=5000000; i.mtime=-3; t.addfile(i)\nt.close()\n"
+            "t=tarfile.open('p.tar','w',format=tarfile.PAX_FORMAT,pax_headers={'comment':'g'})\ni=tarfile.TarInfo('b'); i.mtime=1.5; i.size=3\n"
+            "i.pax_headers={'SCHILY.xattr.user.k':'v'}; t.addfile(i,io.BytesIO(b'xyz')); t.close()\"");
     BOOST_REQUIRE(std::system(script.c_str()) == 0);
     const auto gnu = read_tar(read_file(d / "t.tar"));
     BOOST_TEST(gnu[0].first.uid == 5'000'000U);
@@ -212,7 +230,8 @@ BOOST_AUTO_TEST_CASE(hostile_input) {
     BOOST_TEST(read_tar(std::string(1024, '\0')).empty());
     BOOST_TEST(read_tar("").empty());
     // Extended headers whose lengths lie.
-    for (const std::string record : {"99 path=x\n", "0 path=x\n", "9 path=x", "7 path\n", "x path=x\n", "18446744073709551615 path=x\n", "17 path=a", "12 size=-1\n\n\n"}) {
+    for (const std::string record :
+         {"99 path=x\n", "0 path=x\n", "9 path=x", "7 path\n", "x path=x\n", "18446744073709551615 path=x\n", "17 path=a", "12 size=-1\n\n\n"}) {
         std::string text = tar_of([&](tar_writer& w) { w.add(file("h", record), bytes_of(record)); });
         text[156] = 'x';
         unsigned sum = 8 * ' ';
@@ -224,7 +243,9 @@ BOOST_AUTO_TEST_CASE(hostile_input) {
         BOOST_TEST((failure(text + good) == errc::corrupt), record);
     }
     scratch_dir d;
-    BOOST_REQUIRE(std::system(cat("cd ", d.path().string(), " && truncate -s 10M s && echo x >> s && tar -S --format=gnu -cf g.tar s && tar -S --format=pax -cf p.tar s").c_str()) == 0);
+    BOOST_REQUIRE(std::system(cat("cd ", d.path().string(),
+                                  " && truncate -s 10M s && echo x >> s && tar -S --format=gnu -cf g.tar s && tar -S --format=pax -cf p.tar s")
+                                  .c_str()) == 0);
     BOOST_TEST((failure(read_file(d / "g.tar")) == errc::unsupported));
     BOOST_TEST((failure(read_file(d / "p.tar")) == errc::unsupported));
 }

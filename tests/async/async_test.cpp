@@ -187,7 +187,9 @@ BOOST_AUTO_TEST_CASE(tokens_fire_once_across_threads) {
     cancel_source source;
     std::atomic<int> calls = 0;
     const auto kept = source.token().on_cancel([&] { ++calls; });
-    { const auto dropped = source.token().on_cancel([&] { calls += 100; }); }
+    {
+        const auto dropped = source.token().on_cancel([&] { calls += 100; });
+    }
     std::vector<std::thread> threads;
     for (int i = 0; i < 4; ++i) threads.emplace_back([&] { source.cancel(error{errc::canceled, "stop"}); });
     for (auto& t : threads) t.join();

@@ -38,8 +38,8 @@ BOOST_AUTO_TEST_CASE(sha256_vectors) {
 BOOST_AUTO_TEST_CASE(only_one_spelling_is_accepted) {
     const std::string good = digest::of("x").str();
     BOOST_TEST(digest::parse(good).str() == good);
-    for (const std::string& bad : {std::string("sha256:"), good.substr(0, 70), good + "0", "sha512" + good.substr(6), "sha256:" + std::string(64, 'G'),
-                                  std::string("sha256:") + std::string(64, 'A')})
+    for (const std::string& bad : {std::string("sha256:"), good.substr(0, 70), good + "0", "sha512" + good.substr(6),
+                                   "sha256:" + std::string(64, 'G'), std::string("sha256:") + std::string(64, 'A')})
         BOOST_CHECK_THROW(digest::parse(bad), error);
 }
 

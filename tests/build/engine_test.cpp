@@ -54,7 +54,8 @@ struct place {
         test::write_file(context / "Dockerfile", dockerfile);
         test::write_file(context / "hello", "hello\n");
         for (const auto* candidate : {"/bin/busybox", "/usr/bin/busybox"})
-            if (std::filesystem::exists(candidate)) std::filesystem::copy_file(candidate, context / "busybox", std::filesystem::copy_options::overwrite_existing);
+            if (std::filesystem::exists(candidate))
+                std::filesystem::copy_file(candidate, context / "busybox", std::filesystem::copy_options::overwrite_existing);
     }
     [[nodiscard]] build::engine_options options() const {
         build::engine_options o;
@@ -69,7 +70,8 @@ constexpr std::string_view one_step = "FROM scratch\nCOPY busybox /bin/busybox\n
 constexpr std::string_view only_files = "FROM scratch\nCOPY hello /hello\n";
 /// Ignores the polite signal, so that only the kill ends it.
 constexpr std::string_view stubborn =
-    "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"trap '' TERM; echo ready; while true; do /bin/busybox sleep 1; done\"]\n";
+    "FROM scratch\nCOPY busybox /bin/busybox\nRUN [\"/bin/busybox\", \"sh\", \"-c\", \"trap '' TERM; echo ready; while true; do /bin/busybox sleep "
+    "1; done\"]\n";
 
 /// Cancels a token when the step has printed its word.
 std::shared_ptr<progress::sink> cancel_when_ready(async::cancel_source source) {
@@ -109,7 +111,8 @@ belongings look_around() {
     std::error_code gone;
     for (const auto& fd : std::filesystem::directory_iterator("/proc/self/fd")) {
         auto target = std::filesystem::read_symlink(fd.path(), gone).string();
-        if (target.find("/fd") == std::string::npos || !target.starts_with("/proc/")) out.descriptors.push_back(fd.path().filename().string() + "=" + target);
+        if (target.find("/fd") == std::string::npos || !target.starts_with("/proc/"))
+            out.descriptors.push_back(fd.path().filename().string() + "=" + target);
     }
     std::sort(out.descriptors.begin(), out.descriptors.end());
     for ([[maybe_unused]] const auto& t : std::filesystem::directory_iterator("/proc/self/task")) ++out.threads;
@@ -402,7 +405,8 @@ BOOST_AUTO_TEST_CASE(cancelling_the_awaiting_coroutine_ends_the_build) {
             boost::asio::post(strand, [&] { signal.emit(boost::asio::cancellation_type::terminal); });
     });
     const auto engine = boost::asio::co_spawn(pool, build::engine::open(p.options()), boost::asio::use_future).get();
-    auto done = boost::asio::co_spawn(strand, engine->build(p.request(), sink), boost::asio::bind_cancellation_slot(signal.slot(), boost::asio::use_future));
+    auto done =
+        boost::asio::co_spawn(strand, engine->build(p.request(), sink), boost::asio::bind_cancellation_slot(signal.slot(), boost::asio::use_future));
     std::exception_ptr failed;
     try {
         done.get();

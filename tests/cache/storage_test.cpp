@@ -31,7 +31,9 @@ cache::record rec(std::string_view name, std::string_view result, std::int64_t u
 void for_each(const std::function<void(cache::storage&, const std::function<std::shared_ptr<cache::storage>()>& reopen)>& test) {
     {
         const auto memory = cache::make_memory_storage();
-        BOOST_TEST_CONTEXT("in memory") { test(*memory, [&] { return memory; }); }
+        BOOST_TEST_CONTEXT("in memory") {
+            test(*memory, [&] { return memory; });
+        }
     }
     {
         const test::scratch_dir dir;

@@ -130,8 +130,7 @@ BOOST_AUTO_TEST_CASE(links_are_followed_when_asked_and_never_out_of_the_root) {
     BOOST_TEST((t.hash({.path = "/link", .follow_links = true}) == t.hash({.path = "/a/one.txt"})));
     BOOST_TEST((t.hash({.path = "/abs", .follow_links = true}) == t.hash({.path = "/a"})));
     // "../outside" is "/outside" in here, which is not there; the file beside the root is never seen.
-    for (const auto* path : {"/escape", "/escape2"})
-        BOOST_TEST(not_found([&] { (void)t.hash({.path = path, .follow_links = true}); }));
+    for (const auto* path : {"/escape", "/escape2"}) BOOST_TEST(not_found([&] { (void)t.hash({.path = path, .follow_links = true}); }));
     test::write_file(t.root / "outside", "inside");
     BOOST_TEST((t.hash({.path = "/escape", .follow_links = true}) == t.hash({.path = "/outside"})));
     stdfs::create_symlink("loop", t.root / "loop");
@@ -253,7 +252,8 @@ BOOST_AUTO_TEST_CASE(threads_and_the_memo_change_nothing_but_the_time) {
     full.load(known);
     const auto [remembered, took_memo] = timed({.memo = &full});
     BOOST_TEST((remembered == plain));
-    BOOST_TEST_MESSAGE(folders * files << " files: read by one thread " << took_one << " ms, by two " << took_two << " ms, unchanged " << took_memo << " ms of processor time");
+    BOOST_TEST_MESSAGE(folders * files << " files: read by one thread " << took_one << " ms, by two " << took_two << " ms, unchanged " << took_memo
+                                       << " ms of processor time");
 
     // The memo is believed, so a changed file is seen by its stat alone.
     test::write_file(root / "d0/f0", "changed content of another size");

@@ -85,7 +85,8 @@ struct bed {
 BOOST_AUTO_TEST_SUITE(cni_configuration)
 
 BOOST_AUTO_TEST_CASE(lists_and_single_plugins) {
-    const auto list = cni::parse_network(R"({"cniVersion":"0.4.0","cniVersions":["0.3.1","1.1.0","9.0.0"],"name":"n","plugins":[{"type":"a"},{"type":"b"}]})", "f");
+    const auto list =
+        cni::parse_network(R"({"cniVersion":"0.4.0","cniVersions":["0.3.1","1.1.0","9.0.0"],"name":"n","plugins":[{"type":"a"},{"type":"b"}]})", "f");
     BOOST_TEST(list.name == "n");
     BOOST_TEST((list.versions == strings{"1.1.0", "0.4.0", "0.3.1"}));
     BOOST_TEST((list.plugins == strings{"a", "b"}));
@@ -156,7 +157,7 @@ CO_TEST_CASE(none_is_an_empty_namespace_with_loopback) {
         const auto out = co_await programs.capture(c);
         BOOST_TEST(contains(out.out, "127.0.0.1/8"));
         BOOST_TEST(std::count(out.out.begin(), out.out.end(), '\n') == 1);
-        struct stat one {}, two {}, own {};
+        struct stat one{}, two{}, own{};
         ::fstat(a.network_namespace(), &one);
         ::fstat(b.network_namespace(), &two);
         ::stat("/proc/thread-self/ns/net", &own);
@@ -187,7 +188,7 @@ CO_TEST_CASE(plugins_are_called_as_the_specification_says) {
 
     const auto first = json::parse(b.stubs.seen("one", "ADD"));
     BOOST_TEST((first == json::value(json::parse(
-        R"({"type":"one","own":"one","cniVersion":"1.0.0","name":"test","runtimeConfig":{"portMappings":[{"hostPort":1}]}})"))));
+                             R"({"type":"one","own":"one","cniVersion":"1.0.0","name":"test","runtimeConfig":{"portMappings":[{"hostPort":1}]}})"))));
     const auto second = json::parse(b.stubs.seen("two", "ADD"));
     BOOST_REQUIRE(second.find("prevResult") != nullptr);
     BOOST_TEST(second.find("prevResult")->find("by")->as_string() == "one");
@@ -330,7 +331,9 @@ CO_TEST_CASE(what_is_left_by_a_dead_process_is_replayed) {
     b.stubs.add("one");
     b.stubs.add("two");
     const auto p = co_await b.make(b.stubs.config({"one", "two"}));
-    { const auto dropped = co_await p->attach("c1", {.hostname = "box"}); }
+    {
+        const auto dropped = co_await p->attach("c1", {.hostname = "box"});
+    }
     BOOST_REQUIRE(b.ledger.entries.size() == 1U);
     co_await cni::replay(rt, b.programs, b.ledger.entries[0]);
     const auto calls = b.stubs.calls();
@@ -409,7 +412,8 @@ CO_TEST_CASE(the_first_add_goes_alone) {
     if (!test::needs_root()) co_return;
     bed b(rt);
     // Two at once would both find the directory missing; the second fails.
-    b.stubs.add("one", "if [ $CNI_COMMAND = ADD ] && [ ! -e " + b.stubs.dir() + "/bridge ]; then sleep 0.2; mkdir " + b.stubs.dir() + "/bridge || exit 1; fi");
+    b.stubs.add("one", "if [ $CNI_COMMAND = ADD ] && [ ! -e " + b.stubs.dir() + "/bridge ]; then sleep 0.2; mkdir " + b.stubs.dir() +
+                           "/bridge || exit 1; fi");
     auto o = b.options(b.stubs.config({"one"}));
     o.lock_file = b.stubs.dir() + "/lock";
     const auto p = co_await cni::make_provider(rt, b.programs, o);
@@ -438,7 +442,7 @@ CO_TEST_CASE(ready_namespaces_are_used_again_last_first) {
     const auto p = co_await cni::make_provider(rt, b.programs, o);
     while (b.stubs.calls().empty() || b.ledger.entries.empty() || !contains(b.ledger.entries[0], "\"result\"")) co_await async::sleep_for(2ms);
     for (int i = 0; i < 100; ++i) co_await async::sleep_for(0ns);  // the last steps of filling wait for nothing
-    auto a = co_await p->attach("a");  // the one kept ready
+    auto a = co_await p->attach("a");                              // the one kept ready
     BOOST_TEST(b.stubs.calls().size() == 1U);
     auto c = co_await p->attach("c");  // none left: a new one
     BOOST_TEST(b.stubs.calls().size() == 2U);

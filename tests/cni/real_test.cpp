@@ -82,13 +82,22 @@ struct net {
 
     std::string config(const std::string& more_plugins = "") {
         const auto file = stubs.dir() + "/net.conflist";
-        test::write_file(file, R"({"cniVersion":"1.0.0","name":"cobuild-test","plugins":[{"type":"bridge","bridge":"cbt0","isGateway":true,"ipMasq":true,)"
-                               R"("ipam":{"type":"host-local","dataDir":")" + stubs.dir() + R"(/ipam","ranges":[[{"subnet":"10.77.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},)"
-                               R"({"type":"firewall","backend":"iptables"})" + more_plugins + "]}");
+        test::write_file(file,
+                         R"({"cniVersion":"1.0.0","name":"cobuild-test","plugins":[{"type":"bridge","bridge":"cbt0","isGateway":true,"ipMasq":true,)"
+                         R"("ipam":{"type":"host-local","dataDir":")" +
+                             stubs.dir() +
+                             R"(/ipam","ranges":[[{"subnet":"10.77.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}},)"
+                             R"({"type":"firewall","backend":"iptables"})" +
+                             more_plugins + "]}");
         return file;
     }
     async::task<std::unique_ptr<cni::provider>> make(std::string file) {
-        return cni::make_provider(rt, programs, {.mode = cni::mode::cni, .config_path = std::move(file), .binary_dir = stubs.bin(), .lock_file = stubs.dir() + "/lock", .ledger = &ledger});
+        return cni::make_provider(rt, programs,
+                                  {.mode = cni::mode::cni,
+                                   .config_path = std::move(file),
+                                   .binary_dir = stubs.bin(),
+                                   .lock_file = stubs.dir() + "/lock",
+                                   .ledger = &ledger});
     }
     async::task<std::string> run(strings args, int ns = -1) {
         process::command c{.args = std::move(args)};
@@ -152,7 +161,8 @@ BOOST_AUTO_TEST_CASE(a_step_gets_an_address_and_reaches_the_gateway) {
         sockaddr_in at{};
         at.sin_family = AF_INET;
         socklen_t size = sizeof at;
-        const int made = co_await rt.pool().run([&] { return ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&at), size) + ::listen(listener.get(), 4); });
+        const int made = co_await rt.pool().run(
+            [&] { return ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&at), size) + ::listen(listener.get(), 4); });
         BOOST_REQUIRE(made == 0);
         ::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&at), &size);
         BOOST_TEST(reaches(a.network_namespace(), "10.77.0.1", ntohs(at.sin_port)));
@@ -208,7 +218,9 @@ BOOST_AUTO_TEST_CASE(parallel_steps_and_the_replay_of_the_dead) {
         BOOST_TEST(n.ledger.entries.empty());
         const auto rules_before = co_await n.rules();
 
-        { const auto dropped = co_await p->attach("killed"); }  // the namespace dies with its descriptor, as with a process
+        {
+            const auto dropped = co_await p->attach("killed");
+        }  // the namespace dies with its descriptor, as with a process
         BOOST_TEST(n.taken().size() == 1U);
         BOOST_REQUIRE(n.ledger.entries.size() == 1U);
         co_await cni::replay(rt, programs, n.ledger.entries[0]);

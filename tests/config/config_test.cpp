@@ -40,9 +40,9 @@ std::string file_of(const std::string& table, const std::string& line) { return 
 struct key_case {
     std::string table, good;
     std::function<bool(const configuration&)> holds;
-    std::string wrong_type;                   ///< a value of a type the key does not take
+    std::string wrong_type;  ///< a value of a type the key does not take
     strings bad_values{};
-    bool warns = false;                       ///< its feature is not built: the value is there and a warning names the key
+    bool warns = false;  ///< its feature is not built: the value is there and a warning names the key
 };
 
 const std::string W = "worker.oci";
@@ -51,15 +51,21 @@ std::vector<key_case> cases() {
     using c = const configuration&;
     return {
         {"", "root = \"/srv/b\"", [](c x) { return x.root == "/srv/b"; }, "1"},
-        {"", "insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]",
-         [](c x) { return x.insecure_entitlements == strings{"network.host", "security.insecure", "device"}; }, "\"network.host\"", {"[\"root\"]"}},
+        {"",
+         "insecure-entitlements = [\"network.host\", \"security.insecure\", \"device\"]",
+         [](c x) { return x.insecure_entitlements == strings{"network.host", "security.insecure", "device"}; },
+         "\"network.host\"",
+         {"[\"root\"]"}},
         {"", "provenanceEnvDir = \"/p\"", [](c x) { return x.provenance_env_dir == "/p"; }, "[]", {}, true},
         {"log", "format = \"json\"", [](c x) { return x.log.format == log_format::json; }, "true", {"\"xml\""}},
         {"log", "level = \"WARN\"", [](c x) { return x.log.level == log_level::warning; }, "3", {"\"loud\""}},
         {"log", "level = \"fatal\"", [](c x) { return x.log.level == log_level::off; }, "3"},
-        {"grpc", "address = [\"unix:///x.sock\", \"tcp://0.0.0.0:1\", \"fd://\"]",
-         [](c x) { return x.grpc.address == strings{"unix:///x.sock", "tcp://0.0.0.0:1", "fd://"}; }, "\"unix:///x\"",
-         {"[\"/run/x.sock\"]", "[\"fd://x\"]", "[\"http://x\"]", "[\"unix://\"]"}, true},
+        {"grpc",
+         "address = [\"unix:///x.sock\", \"tcp://0.0.0.0:1\", \"fd://\"]",
+         [](c x) { return x.grpc.address == strings{"unix:///x.sock", "tcp://0.0.0.0:1", "fd://"}; },
+         "\"unix:///x\"",
+         {"[\"/run/x.sock\"]", "[\"fd://x\"]", "[\"http://x\"]", "[\"unix://\"]"},
+         true},
         {"grpc", "debugAddress = \"0.0.0.0:6060\"", [](c x) { return x.grpc.debug_address == "0.0.0.0:6060"; }, "6060", {}, true},
         {"grpc", "uid = 1000", [](c x) { return x.grpc.uid == 1000; }, "\"1000\"", {"-1"}, true},
         {"grpc", "gid = 1000", [](c x) { return x.grpc.gid == 1000; }, "\"docker\"", {"-1"}, true},
@@ -68,7 +74,10 @@ std::vector<key_case> cases() {
         {"cdi", "disabled = true", [](c x) { return x.cdi.disabled == true; }, "\"yes\"", {}, true},
         {"cdi", "specDirs = [\"/c\"]", [](c x) { return x.cdi.spec_dirs == strings{"/c"}; }, "\"/c\"", {}, true},
         {"cdi", "autoAllowed = [\"v/c\"]", [](c x) { return x.cdi.auto_allowed == strings{"v/c"}; }, "[1]", {}, true},
-        {"dns", "nameservers = [\"1.1.1.1\", \"fe80::1%eth0\"]", [](c x) { return x.dns.nameservers == strings{"1.1.1.1", "fe80::1%eth0"}; }, "\"1.1.1.1\"",
+        {"dns",
+         "nameservers = [\"1.1.1.1\", \"fe80::1%eth0\"]",
+         [](c x) { return x.dns.nameservers == strings{"1.1.1.1", "fe80::1%eth0"}; },
+         "\"1.1.1.1\"",
          {"[\"dns.local\"]"}},
         {"dns", "options = [\"edns0\"]", [](c x) { return x.dns.options == strings{"edns0"}; }, "1"},
         {"dns", "searchDomains = [\"a.b\"]", [](c x) { return x.dns.search_domains == strings{"a.b"}; }, "[true]"},
@@ -94,23 +103,38 @@ std::vector<key_case> cases() {
         {W, "cniBinaryPath = \"/bin\"", [](c x) { return x.oci.cni_binary_path == "/bin"; }, "[\"/bin\"]"},
         {W, "cniPoolSize = 16", [](c x) { return x.oci.cni_pool_size == 16; }, "\"16\"", {"-1"}},
         {W, "bridgeName = \"br\"", [](c x) { return x.oci.bridge_name == "br"; }, "0", {}, true},
-        {W, "bridgeSubnet = \"10.9.0.0/24\"", [](c x) { return x.oci.bridge_subnet == "10.9.0.0/24"; }, "0", {"\"10.9.0.0\"", "\"10.9.0.0/33\""}, true},
+        {W,
+         "bridgeSubnet = \"10.9.0.0/24\"",
+         [](c x) { return x.oci.bridge_subnet == "10.9.0.0/24"; },
+         "0",
+         {"\"10.9.0.0\"", "\"10.9.0.0/33\""},
+         true},
         {W, "binary = \"crun\"", [](c x) { return x.oci.binary == "crun"; }, "true"},
         {W, "proxySnapshotterPath = \"/s\"", [](c x) { return x.oci.proxy_snapshotter_path == "/s"; }, "true", {}, true},
-        {W, "stargzSnapshotter = {a = {b = [1, \"c\"]}}", [](c x) { return x.oci.stargz_snapshotter.at("a") == "{ b = [1, \"c\"] }"; }, "1", {}, true},
+        {W,
+         "stargzSnapshotter = {a = {b = [1, \"c\"]}}",
+         [](c x) { return x.oci.stargz_snapshotter.at("a") == "{ b = [1, \"c\"] }"; },
+         "1",
+         {},
+         true},
         {W, "max-parallelism = 4", [](c x) { return x.oci.max_parallelism == 4; }, "\"4\"", {"-1"}},
         {"worker.containerd", "address = \"/c\"", [](c x) { return x.containerd.address == "/c"; }, "1", {}, true},
         {"worker.containerd", "namespace = \"n\"", [](c x) { return x.containerd.containerd_namespace == "n"; }, "1", {}, true},
         {"worker.containerd.runtime", "path = \"/r\"", [](c x) { return x.containerd.runtime_path == "/r"; }, "1", {}, true},
-        {"registry.\"docker.io\"", "mirrors = [\"http://m:5000/p\", \"[::1]:80\"]",
-         [](c x) { return x.registries.at("docker.io").mirrors == strings{"http://m:5000/p", "[::1]:80"}; }, "\"m\"",
+        {"registry.\"docker.io\"",
+         "mirrors = [\"http://m:5000/p\", \"[::1]:80\"]",
+         [](c x) { return x.registries.at("docker.io").mirrors == strings{"http://m:5000/p", "[::1]:80"}; },
+         "\"m\"",
          {"[\"\"]", "[\"https://\"]", "[\"m:0\"]", "[\"m:http\"]", "[\"u@m\"]", "[\"m/a?b\"]"}},
         {"registry.\"a:5000\"", "http = true", [](c x) { return x.registries.at("a:5000").http == true; }, "\"true\""},
         {"registry.\"a:5000\"", "insecure = false", [](c x) { return x.registries.at("a:5000").insecure == false; }, "0"},
         {"registry.\"a:5000\"", "ca = [\"/a.pem\"]", [](c x) { return x.registries.at("a:5000").ca == strings{"/a.pem"}; }, "\"/a.pem\""},
         {"registry.\"a:5000\"", "tlsconfigdir = [\"/d\"]", [](c x) { return x.registries.at("a:5000").tls_config_dirs == strings{"/d"}; }, "\"/d\""},
-        {"registry.\"a:5000\"", "keypair = [{key = \"k\", cert = \"c\"}]",
-         [](c x) { return x.registries.at("a:5000").key_pairs == std::vector<key_pair>{{.key = "k", .cert = "c"}}; }, "{}", {"[{key = \"k\"}]"}},
+        {"registry.\"a:5000\"",
+         "keypair = [{key = \"k\", cert = \"c\"}]",
+         [](c x) { return x.registries.at("a:5000").key_pairs == std::vector<key_pair>{{.key = "k", .cert = "c"}}; },
+         "{}",
+         {"[{key = \"k\"}]"}},
     };
 }
 
@@ -184,12 +208,13 @@ BOOST_AUTO_TEST_CASE(every_key_of_the_schema_is_tested_or_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(what_restricts_and_is_not_built_is_refused) {
-    for (const auto* text : {"proxyNetwork = true", "grpc.tls.cert = \"c\"\ngrpc.tls.key = \"k\"", "frontend.\"dockerfile.v0\".enabled = false",
-                             "frontend.\"gateway.v0\".enabled = false", "frontend.\"gateway.v0\".allowedRepositories = [\"a\"]",
-                             "cache.gha.verify.required = true", "cache.gha.verify.policy = {tlogThreshold = 1}", "worker.oci.networkMode = \"bridge\"",
-                             "worker.oci.rootless = true", "worker.oci.noProcessSandbox = true", "worker.oci.isolateCgroups = true",
-                             "worker.oci.defaultCgroupParent = \"x\"", "worker.oci.userRemapUnsupported = \"u\"", "worker.oci.apparmor-profile = \"p\"",
-                             "worker.oci.selinux = true", "worker.oci.snapshotter = \"stargz\"", "worker.containerd.selinux = true"}) {
+    for (const auto* text :
+         {"proxyNetwork = true", "grpc.tls.cert = \"c\"\ngrpc.tls.key = \"k\"", "frontend.\"dockerfile.v0\".enabled = false",
+          "frontend.\"gateway.v0\".enabled = false", "frontend.\"gateway.v0\".allowedRepositories = [\"a\"]", "cache.gha.verify.required = true",
+          "cache.gha.verify.policy = {tlogThreshold = 1}", "worker.oci.networkMode = \"bridge\"", "worker.oci.rootless = true",
+          "worker.oci.noProcessSandbox = true", "worker.oci.isolateCgroups = true", "worker.oci.defaultCgroupParent = \"x\"",
+          "worker.oci.userRemapUnsupported = \"u\"", "worker.oci.apparmor-profile = \"p\"", "worker.oci.selinux = true",
+          "worker.oci.snapshotter = \"stargz\"", "worker.containerd.selinux = true"}) {
         const auto e = failure_of(text);
         BOOST_TEST_CONTEXT(text << " gave " << e.what()) {
             BOOST_TEST((e.kind() == errc::unsupported));
@@ -198,9 +223,10 @@ BOOST_AUTO_TEST_CASE(what_restricts_and_is_not_built_is_refused) {
         }
     }
     // Values that ask for nothing are fine, and a worker that is switched off does not matter.
-    const auto quiet = parse("worker.oci.selinux = false\nworker.oci.apparmor-profile = \"\"\nfrontend.\"gateway.v0\".allowedRepositories = []\n"
-                             "worker.containerd = {enabled = false, selinux = true, address = \"/x\"}\n",
-                             "b.toml");
+    const auto quiet = parse(
+        "worker.oci.selinux = false\nworker.oci.apparmor-profile = \"\"\nfrontend.\"gateway.v0\".allowedRepositories = []\n"
+        "worker.containerd = {enabled = false, selinux = true, address = \"/x\"}\n",
+        "b.toml");
     BOOST_TEST(quiet.warnings.empty());
 }
 
@@ -218,7 +244,8 @@ BOOST_AUTO_TEST_SUITE(config_spelling)
 BOOST_AUTO_TEST_CASE(unknown_keys_are_named_with_the_nearest) {
     const auto got = parse("[worker.oci]\nmax-paralelism = 4\n[regestry.x]\n[ghacache]\n", "b.toml");
     BOOST_REQUIRE(got.warnings.size() == 3U);
-    BOOST_TEST(to_string(got.warnings[0]) == "b.toml:2: warning: worker.oci.max-paralelism: unknown key, ignored; perhaps worker.oci.max-parallelism is meant");
+    BOOST_TEST(to_string(got.warnings[0]) ==
+               "b.toml:2: warning: worker.oci.max-paralelism: unknown key, ignored; perhaps worker.oci.max-parallelism is meant");
     BOOST_TEST(to_string(got.warnings[1]) == "b.toml:3: warning: regestry: unknown key, ignored; perhaps registry is meant");
     BOOST_TEST(contains(to_string(got.warnings[2]), "cache.gha"));
 }
@@ -247,7 +274,8 @@ BOOST_AUTO_TEST_CASE(deprecated_spellings_fold_into_the_new) {
 
     const auto gc = parse("[worker.oci]\ngckeepstorage = 5\nmaxUsedSpace = 7\n", "b.toml").config.oci.gc;
     BOOST_TEST(gc.reserved_space.empty());  // only where none of the three is given
-    const auto p = parse("[[worker.oci.gcpolicy]]\nkeepBytes = 5\n[[worker.oci.gcpolicy]]\nkeepBytes = 5\nreservedSpace = 7\n", "b.toml").config.oci.gc.policies;
+    const auto p =
+        parse("[[worker.oci.gcpolicy]]\nkeepBytes = 5\n[[worker.oci.gcpolicy]]\nkeepBytes = 5\nreservedSpace = 7\n", "b.toml").config.oci.gc.policies;
     BOOST_REQUIRE(p.size() == 2U);
     BOOST_TEST((p[0].reserved_space.bytes == 5U && p[1].reserved_space.bytes == 7U));
 }
@@ -270,6 +298,27 @@ BOOST_AUTO_TEST_CASE(broken_toml_has_a_line) {
     const auto odd = failure_of("root = \"/x\"\n\n[= 1\na = 1\n");  // an assertion of toml++ 3.3
     BOOST_TEST((odd.kind() == errc::invalid && odd.where()->line == 3U));
     for (const auto* text : {"a = 1\na = 2", "\xff", "x = \"\\q\"", "[a]\n[a]"}) BOOST_TEST((failure_of(text).kind() == errc::invalid));
+}
+
+BOOST_AUTO_TEST_CASE(letters_beyond_ascii_stand_in_strings_and_comments) {
+    const auto root = [](std::string_view text) { return parse(text, "b.toml").config.root; };
+    BOOST_TEST(root("\xEF\xBB\xBF# caf\u00E9 \"'\nroot = \"/caf\u00E9/\U0001F600\" # \u3000\n") == "/caf\u00E9/\U0001F600");
+    BOOST_TEST(root("root = '/\u00E9 \"q\" \\n'\n") == "/\u00E9 \"q\" \\n");
+    BOOST_TEST(root("root = '''\n/\u00E9''\\'''\n") == "/\u00E9''\\");
+    BOOST_TEST(root("root = \"\"\"/a\\\n  \u00E9\\\"\"\"\"\n") == "/a\u00E9\"");
+    BOOST_TEST(parse("[registry.'caf\u00E9'] # \u00E9\nhttp = true", "b.toml").config.registries.contains("caf\u00E9"));
+
+    const auto line = [](std::string_view text) {
+        const auto e = failure_of(text);
+        BOOST_TEST(contains(e.what(), "not TOML"));
+        return e.where() ? e.where()->line : 0;
+    };
+    BOOST_TEST(line("debug = true\nr\u00F6\u00F6t = 1\n") == 2U);  // a bare key
+    BOOST_TEST(line("debug = true\u3000\n") == 1U);                // a space that is none
+    BOOST_TEST(line("# ok\nroot = \"\xC3(\"\n") == 2U);            // not UTF-8, in a string
+    BOOST_TEST(line("# \xFF\n") == 1U);                            // and in a comment
+    BOOST_TEST(line("root = \"\u00E9\ndebug = true") != 0U);       // never closed
+    BOOST_TEST(line("root = '''\u00E9") != 0U);
 }
 
 BOOST_AUTO_TEST_CASE(missing_and_unreadable_files) {
@@ -296,7 +345,8 @@ BOOST_AUTO_TEST_CASE(missing_and_unreadable_files) {
 BOOST_AUTO_TEST_CASE(check_lists_every_mistake_at_once) {
     test::scratch_dir dir;
     const auto file = dir / "b.toml";
-    test::write_file(file, "rooot = 1\n[log]\nlevel = 3\n[worker.oci]\nselinux = true\nmax-parallelism = -1\n[[registry.\"a\".keypair]]\nkey = \"k\"\n");
+    test::write_file(file,
+                     "rooot = 1\n[log]\nlevel = 3\n[worker.oci]\nselinux = true\nmax-parallelism = -1\n[[registry.\"a\".keypair]]\nkey = \"k\"\n");
     const auto found = check(file);
     std::vector<std::pair<severity, unsigned>> got;
     for (const auto& d : found) got.emplace_back(d.level, d.where ? d.where->line : 0);

@@ -46,9 +46,10 @@ BOOST_AUTO_TEST_CASE(flags_win_and_lists_replace) {
     o.oci.cni_binary_dir = "/d";
     o.oci.binary = "crun";
     o.oci.enabled = "auto";
-    const auto c = parse("root = \"/file\"\ninsecure-entitlements = [\"security.insecure\"]\nlog.level = \"error\"\n"
-                         "worker.oci.labels = {x = \"y\"}\nworker.oci.networkMode = \"host\"\nworker.oci.enabled = false\n",
-                         "b.toml", o)
+    const auto c = parse(
+                       "root = \"/file\"\ninsecure-entitlements = [\"security.insecure\"]\nlog.level = \"error\"\n"
+                       "worker.oci.labels = {x = \"y\"}\nworker.oci.networkMode = \"host\"\nworker.oci.enabled = false\n",
+                       "b.toml", o)
                        .config;
     BOOST_TEST(c.root == "/flag");
     BOOST_TEST((c.insecure_entitlements == strings{"network.host"}));
@@ -82,7 +83,9 @@ BOOST_AUTO_TEST_CASE(mistakes_name_the_flag) {
         set(o);
         return failure("", o);
     };
-    BOOST_TEST(one([](auto& o) { o.allow_insecure_entitlement = strings{"root"}; }).starts_with("--allow-insecure-entitlement: \"root\" invalid entitlement"));
+    BOOST_TEST(one([](auto& o) {
+                   o.allow_insecure_entitlement = strings{"root"};
+               }).starts_with("--allow-insecure-entitlement: \"root\" invalid entitlement"));
     BOOST_TEST(one([](auto& o) { o.oci.max_parallelism = -1; }).starts_with("--oci-max-parallelism: "));
     BOOST_TEST(one([](auto& o) { o.log_format = "xml"; }).starts_with("--log-format: unsupported log type"));
     BOOST_TEST(one([](auto& o) { o.oci.selinux = true; }).starts_with("--oci-worker-selinux: true is not supported yet"));
@@ -122,7 +125,8 @@ BOOST_AUTO_TEST_CASE(every_flag_reaches_its_key) {
     BOOST_TEST((c.grpc.address == strings{"tcp://h:1"} && c.grpc.group == "docker" && c.grpc.debug_address == ":1"));
     BOOST_TEST((c.otel.socket_path == "/o" && c.cdi.disabled == true && c.cdi.spec_dirs == strings{"/c"}));
     BOOST_TEST((c.log.level == log_level::trace && c.oci.snapshotter == "native" && c.oci.cni_pool_size == 3));
-    BOOST_TEST((c.containerd.enabled == true && c.containerd.address == "/a" && c.containerd.containerd_namespace == "n" && c.containerd.runtime_name == "r"));
+    BOOST_TEST((c.containerd.enabled == true && c.containerd.address == "/a" && c.containerd.containerd_namespace == "n" &&
+                c.containerd.runtime_name == "r"));
     BOOST_TEST((c.containerd.snapshotter == "zfs" && c.containerd.cni_binary_path == "/b" && c.oci.cni_binary_path == "/opt/cni/bin"));
     BOOST_REQUIRE(got.warnings.size() == 2U);
     BOOST_TEST(contains(got.warnings[1].message, "--group"));
@@ -153,7 +157,8 @@ BOOST_AUTO_TEST_CASE(without_a_section_there_is_the_origin_alone) {
     BOOST_TEST((hub[0] == registry_host{.host = "registry-1.docker.io", .path_prefix = "/v2"}));
     for (const auto* local : {"localhost", "localhost:5000", "127.0.0.1", "127.9.8.7:1", "[::1]:5000", "::1"})
         BOOST_TEST((hosts_for(c, local)[0].scheme == transport::http), local);
-    for (const auto* far : {"example.org", "localhost.example.org:5000", "128.0.0.1", "[::2]:1"}) BOOST_TEST((hosts_for(c, far)[0].scheme == transport::https), far);
+    for (const auto* far : {"example.org", "localhost.example.org:5000", "128.0.0.1", "[::2]:1"})
+        BOOST_TEST((hosts_for(c, far)[0].scheme == transport::https), far);
 }
 
 BOOST_AUTO_TEST_CASE(mirrors_first_each_by_its_own_section) {
@@ -173,10 +178,13 @@ insecure = true
                        .config;
     const auto hosts = hosts_for(c, "docker.io");
     BOOST_REQUIRE(hosts.size() == 4U);
-    BOOST_TEST((hosts[0] == registry_host{.host = "m1:5000", .path_prefix = "/v2/proxy/hub", .scheme = transport::http, .mirror = true, .push = false, .ca = {"/m1.pem"}}));
+    BOOST_TEST((hosts[0] ==
+                registry_host{
+                    .host = "m1:5000", .path_prefix = "/v2/proxy/hub", .scheme = transport::http, .mirror = true, .push = false, .ca = {"/m1.pem"}}));
     BOOST_TEST((hosts[1] == registry_host{.host = "m2", .path_prefix = "/v2", .mirror = true, .push = false}));
     BOOST_TEST((hosts[2].scheme == transport::https_then_http));
-    BOOST_TEST((hosts[3] == registry_host{.host = "registry-1.docker.io", .path_prefix = "/v2", .scheme = transport::https_unverified, .ca = {"/hub.pem"}}));
+    BOOST_TEST(
+        (hosts[3] == registry_host{.host = "registry-1.docker.io", .path_prefix = "/v2", .scheme = transport::https_unverified, .ca = {"/hub.pem"}}));
 }
 
 BOOST_AUTO_TEST_CASE(scheme_by_http_and_insecure) {
@@ -213,7 +221,8 @@ BOOST_AUTO_TEST_CASE(default_rules) {
     old.keep_duration = 1440h;
     gc_rule all = caps;
     all.all = true;
-    const gc_rule first{.filters = {"type==source.local", "type==exec.cachemount", "type==source.git.checkout"}, .keep_duration = 48h, .max_used_space = 512'000'000};
+    const gc_rule first{
+        .filters = {"type==source.local", "type==exec.cachemount", "type==source.git.checkout"}, .keep_duration = 48h, .max_used_space = 512'000'000};
     BOOST_TEST((rules == std::vector<gc_rule>{first, old, caps, all}));
     const auto small = gc_rules({}, std::uint64_t{10} << 30);  // 10 GiB: 10 % is 1 GiB and rounds up to 2 GB
     BOOST_TEST((small[2].reserved_space == 2'000'000'000U && small[2].max_used_space == 9'000'000'000U && small[2].min_free_space == 3'000'000'000U));

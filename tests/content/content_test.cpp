@@ -1,5 +1,5 @@
-#include "support/support.hpp"
 #include "support/child.hpp"
+#include "support/support.hpp"
 
 #include <fcntl.h>
 #include <sys/mount.h>
@@ -126,8 +126,11 @@ BOOST_AUTO_TEST_CASE(a_draft_is_adopted) {
 
 BOOST_AUTO_TEST_CASE(images_are_kept_by_name) {
     world w;
-    const content::image a{.name = "docker.io/library/a:1", .target = digest::of("a"), .descriptor = R"({"size":3})",
-                           .created = content::time_point(std::chrono::seconds(1'700'000'000)), .labels = {{"x", ""}, {"y", "z=1\n"}}};
+    const content::image a{.name = "docker.io/library/a:1",
+                           .target = digest::of("a"),
+                           .descriptor = R"({"size":3})",
+                           .created = content::time_point(std::chrono::seconds(1'700'000'000)),
+                           .labels = {{"x", ""}, {"y", "z=1\n"}}};
     w.blobs->put_image(a);
     auto b = a;
     b.name = "docker.io/library/b:1";
@@ -156,7 +159,9 @@ BOOST_AUTO_TEST_CASE(collect_takes_what_nothing_reaches) {
     for (const auto& d : {layer, manifest, stray, history, asked, held.digest}) w.age(d);
     w.blobs->put_image({.name = "i", .target = manifest, .descriptor = "{}"});
     w.blobs->add_root("history:1", history);
-    const auto children = [&](const digest& d) { return d == manifest ? std::vector<digest>{layer, manifest, digest::of("absent")} : std::vector<digest>{}; };
+    const auto children = [&](const digest& d) {
+        return d == manifest ? std::vector<digest>{layer, manifest, digest::of("absent")} : std::vector<digest>{};
+    };
     auto got = w.blobs->collect_blocking({asked}, children);
     BOOST_TEST(got.blobs == 1u);
     BOOST_TEST(got.bytes == 5u);
@@ -200,8 +205,10 @@ BOOST_AUTO_TEST_CASE(many_writers_of_one_blob_in_two_processes_all_succeed) {
                 for (int i = 0; i < 20; ++i) {
                     const auto got = blobs.put(text);
                     if (blobs.read_all(got.digest) != text) ::_exit(3);  // pinned: nobody may take it
-                    if (collecting) (void)blobs.collect_blocking({}, no_children());
-                    else (void)blobs.remove(got.digest);
+                    if (collecting)
+                        (void)blobs.collect_blocking({}, no_children());
+                    else
+                        (void)blobs.remove(got.digest);
                 }
             });
         }

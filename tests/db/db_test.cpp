@@ -112,13 +112,14 @@ BOOST_AUTO_TEST_CASE(a_throwing_write_leaves_nothing) {
     database d((dir / "a.db").string());
     d.migrate("test", one_step);
     BOOST_TEST((failure([&] {
-        d.write([&](db::connection& c) {
-            c.run("INSERT INTO t(name) VALUES('a')");
-            throw error{errc::canceled, "stop"};
-        });
-    }) == errc::canceled));
+                    d.write([&](db::connection& c) {
+                        c.run("INSERT INTO t(name) VALUES('a')");
+                        throw error{errc::canceled, "stop"};
+                    });
+                }) == errc::canceled));
     BOOST_TEST((failure([&] { d.write([](db::connection& c) { c.run("INSERT INTO nowhere VALUES(1)"); }); }) == errc::internal));
-    BOOST_TEST((failure([&] { d.write([](db::connection& c) { c.run("INSERT INTO t(id) VALUES(1),(1)"); }, db::durability::full); }) == errc::exists));
+    BOOST_TEST(
+        (failure([&] { d.write([](db::connection& c) { c.run("INSERT INTO t(id) VALUES(1),(1)"); }, db::durability::full); }) == errc::exists));
     BOOST_TEST(count(d) == 0);
 }
 
@@ -198,11 +199,16 @@ BOOST_AUTO_TEST_CASE(a_connection_does_not_cross_a_fork) {
 BOOST_AUTO_TEST_CASE(two_processes_and_many_threads_write_at_once) {
     const test::scratch_dir dir;
     const auto file = (dir / "a.db").string();
-    { database(file).migrate("test", one_step); }
+    {
+        database(file).migrate("test", one_step);
+    }
     const auto work = [&] {
         database d(file);
         std::vector<std::jthread> threads;
-        for (int t = 0; t < 4; ++t) threads.emplace_back([&] { for (int i = 0; i < 100; ++i) fill(d, 1); });
+        for (int t = 0; t < 4; ++t)
+            threads.emplace_back([&] {
+                for (int i = 0; i < 100; ++i) fill(d, 1);
+            });
     };
     const auto child = ::fork();
     if (child == 0) {
@@ -234,7 +240,9 @@ BOOST_AUTO_TEST_CASE(a_full_disk_is_said_by_name) {
     {
         database d((dir / "a.db").string());
         d.migrate("test", one_step);
-        BOOST_TEST((failure([&] { for (int i = 0; i < 100; ++i) fill(d, 500); }) == errc::no_space));
+        BOOST_TEST((failure([&] {
+                        for (int i = 0; i < 100; ++i) fill(d, 500);
+                    }) == errc::no_space));
         BOOST_TEST(count(d) >= 0);
     }
     BOOST_TEST(::umount2(dir.path().c_str(), MNT_DETACH) == 0);
@@ -264,7 +272,8 @@ BOOST_AUTO_TEST_CASE(costs) {
         const std::chrono::duration<double, std::micro> spent = clock::now() - start;
         BOOST_TEST_MESSAGE(what << ": " << spent.count() / n << " us");
     };
-    report("read one row", 2000, [&](int i) { d->read([&](db::connection& c) { return c.query("SELECT name FROM t WHERE id=?", i % 1000).next(); }); });
+    report("read one row", 2000,
+           [&](int i) { d->read([&](db::connection& c) { return c.query("SELECT name FROM t WHERE id=?", i % 1000).next(); }); });
     report("deferred write", 500, [&](int) { fill(*d, 1); });
     report("full write", 20, [&](int) { d->write([](db::connection& c) { c.run("INSERT INTO t(name) VALUES('a')"); }, db::durability::full); });
     report("close", 1, [&](int) { d.reset(); });

@@ -24,7 +24,8 @@ std::vector<std::string> findings(std::string_view text, std::string_view option
     const auto r = df::parse_instructions(f);
     BOOST_REQUIRE_MESSAGE(r.errors.empty(), (r.errors.empty() ? "" : r.errors[0].message));
     std::vector<std::string> out;
-    for (const auto& w : df::check_file(f, r.value, df::file_check_options(f, options))) out.push_back(cat(w.rule, '@', w.lines.first, ": ", w.message));
+    for (const auto& w : df::check_file(f, r.value, df::file_check_options(f, options)))
+        out.push_back(cat(w.rule, '@', w.lines.first, ": ", w.message));
     return out;
 }
 
@@ -40,14 +41,16 @@ void expect(std::string_view text, const list& expected) {
 BOOST_AUTO_TEST_SUITE(checks)
 
 BOOST_AUTO_TEST_CASE(a_good_file_has_none) {
-    expect("# syntax=docker/dockerfile:1\nARG V=3\nFROM --platform=$BUILDPLATFORM alpine:$V AS build\nARG TARGETARCH\nWORKDIR /src\nWORKDIR sub\n"
-           "ENV A=b\nEXPOSE 80/udp $P\nRUN a\nCMD [\"x\"]\nFROM scratch\nCOPY --from=build /a /\nENTRYPOINT [\"/a\"]\n", {});
+    expect(
+        "# syntax=docker/dockerfile:1\nARG V=3\nFROM --platform=$BUILDPLATFORM alpine:$V AS build\nARG TARGETARCH\nWORKDIR /src\nWORKDIR sub\n"
+        "ENV A=b\nEXPOSE 80/udp $P\nRUN a\nCMD [\"x\"]\nFROM scratch\nCOPY --from=build /a /\nENTRYPOINT [\"/a\"]\n",
+        {});
 }
 
 BOOST_AUTO_TEST_CASE(stage_names) {
     expect("FROM a AS Build\n", {"StageNameCasing@1: Stage name 'Build' should be lowercase"});
     expect("FROM a AS x\nFROM b AS X\n", {"DuplicateStageName@2: Duplicate stage name \"x\", stage names should be unique",
-                                           "StageNameCasing@2: Stage name 'X' should be lowercase"});
+                                          "StageNameCasing@2: Stage name 'X' should be lowercase"});
     expect("FROM a AS context\n", {"ReservedStageName@1: Stage name should not use the same name as reserved stage \"context\""});
     expect("FROM a AS scratch\n", {"ReservedStageName@1: Stage name should not use the same name as reserved stage \"scratch\""});
 }
@@ -64,8 +67,9 @@ BOOST_AUTO_TEST_CASE(casing) {
 BOOST_AUTO_TEST_CASE(forms) {
     expect("FROM a\nRUN b \\\n\n c\n", {"NoEmptyContinuation@4: Empty continuation line"});
     expect("FROM a\nMAINTAINER x\n", {"MaintainerDeprecated@2: Maintainer instruction is deprecated in favor of using label"});
-    expect("FROM a\nENV a b\nLABEL c d\n", {"LegacyKeyValueFormat@2: \"ENV key=value\" should be used instead of legacy \"ENV key value\" format",
-                                             "LegacyKeyValueFormat@3: \"LABEL key=value\" should be used instead of legacy \"LABEL key value\" format"});
+    expect("FROM a\nENV a b\nLABEL c d\n",
+           {"LegacyKeyValueFormat@2: \"ENV key=value\" should be used instead of legacy \"ENV key value\" format",
+            "LegacyKeyValueFormat@3: \"LABEL key=value\" should be used instead of legacy \"LABEL key value\" format"});
     expect("FROM a\nCMD x\nENTRYPOINT y\n",
            {"JSONArgsRecommended@2: JSON arguments recommended for CMD to prevent unintended behavior related to OS signals",
             "JSONArgsRecommended@3: JSON arguments recommended for ENTRYPOINT to prevent unintended behavior related to OS signals"});
@@ -88,7 +92,8 @@ BOOST_AUTO_TEST_CASE(secrets) {
     const auto flagged = [](std::string_view key) { return !findings("FROM a\nARG " + std::string(key) + "\n").empty(); };
     for (const std::string_view key : {"API_KEY", "DATABASE_PASSWORD", "github_token", "secret_MESSAGE", "AUTH", "KEY", "passwd", "x_credentials_y"})
         BOOST_TEST(flagged(key), key);
-    for (const std::string_view key : {"PUBLIC_KEY", "KEY_FILE", "TOKEN_VERSION", "MONKEY", "keys", "AUTHOR", "SECRETARY", "APIKEY2"}) BOOST_TEST(!flagged(key), key);
+    for (const std::string_view key : {"PUBLIC_KEY", "KEY_FILE", "TOKEN_VERSION", "MONKEY", "keys", "AUTHOR", "SECRETARY", "APIKEY2"})
+        BOOST_TEST(!flagged(key), key);
     expect("ARG TOKEN=x\nFROM a\nENV A=b MY_SECRET=c\n",
            {"SecretsUsedInArgOrEnv@3: Do not use ARG or ENV instructions for sensitive data (ENV \"MY_SECRET\")"});
 }
@@ -101,8 +106,9 @@ BOOST_AUTO_TEST_CASE(expose) {
 }
 
 BOOST_AUTO_TEST_CASE(descriptions_are_asked_for) {
-    const std::string_view bad = "# check=experimental=InvalidDefinitionDescription\n# bar this is the bar\nARG foo=bar\n# BasE this is the BasE image\n"
-                                 "FROM scratch AS base\n# definitely a bad comment\nARG version=latest\n# definitely a bad comment\nARG foo=baz bar=qux\n";
+    const std::string_view bad =
+        "# check=experimental=InvalidDefinitionDescription\n# bar this is the bar\nARG foo=bar\n# BasE this is the BasE image\n"
+        "FROM scratch AS base\n# definitely a bad comment\nARG version=latest\n# definitely a bad comment\nARG foo=baz bar=qux\n";
     expect(bad, {"InvalidDefinitionDescription@3: Comment for ARG should follow the format: `# foo <description>`",
                  "InvalidDefinitionDescription@5: Comment for FROM should follow the format: `# base <description>`",
                  "InvalidDefinitionDescription@7: Comment for ARG should follow the format: `# version <description>`",

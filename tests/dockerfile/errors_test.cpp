@@ -37,7 +37,8 @@ BOOST_AUTO_TEST_CASE(all_at_once) {
     const error e = df::to_error(f, errors);
     BOOST_TEST((e.kind() == errc::invalid));
     BOOST_TEST((e.where() == source_location{"D", 1}));
-    BOOST_TEST(std::string(e.what()).starts_with("unknown instruction: FORM (did you mean FROM?); line 3: ENV must have two arguments; line 4: COPY"));
+    BOOST_TEST(
+        std::string(e.what()).starts_with("unknown instruction: FORM (did you mean FROM?); line 3: ENV must have two arguments; line 4: COPY"));
 }
 
 BOOST_AUTO_TEST_CASE(order_of_instructions) {

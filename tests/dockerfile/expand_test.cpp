@@ -42,41 +42,114 @@ void check_errors(std::initializer_list<row> rows) {
 BOOST_AUTO_TEST_SUITE(expansion)
 
 BOOST_AUTO_TEST_CASE(quotes_and_escapes) {
-    check({{"plain", "plain"}, {"", ""}, {"a'b c'd", "ab cd"}, {"a\"b c\"d", "ab cd"}, {"a\\ b", "a b"}, {"a\\\\b", "a\\b"}, {"\\'", "'"},
-           {"\"\\t\\\"\\$DIR\"", "\\t\"$DIR"}, {"'\\t$DIR'", "\\t$DIR"}, {"end\\", "end"}, {"\"'\"", "'"}, {"'\"'", "\""}, {"''", ""},
-           {"\\$DIR", "$DIR"}, {"\\\\$DIR", "\\/srv"}, {"\"\\\\$DIR\"", "\\/srv"}, {"a  b", "a  b"}});
+    check({{"plain", "plain"},
+           {"", ""},
+           {"a'b c'd", "ab cd"},
+           {"a\"b c\"d", "ab cd"},
+           {"a\\ b", "a b"},
+           {"a\\\\b", "a\\b"},
+           {"\\'", "'"},
+           {"\"\\t\\\"\\$DIR\"", "\\t\"$DIR"},
+           {"'\\t$DIR'", "\\t$DIR"},
+           {"end\\", "end"},
+           {"\"'\"", "'"},
+           {"'\"'", "\""},
+           {"''", ""},
+           {"\\$DIR", "$DIR"},
+           {"\\\\$DIR", "\\/srv"},
+           {"\"\\\\$DIR\"", "\\/srv"},
+           {"a  b", "a  b"}});
     BOOST_TEST(word("`$DIR\\x", '`') == "$DIR\\x");
     BOOST_TEST(word("\"`\"\\\"", '`') == "\"\\");
 }
 
 BOOST_AUTO_TEST_CASE(names) {
-    check({{"$DIR", "/srv"}, {"x${DIR}y", "x/srvy"}, {"$DIRx", ""}, {"$DIR.x", "/srv.x"}, {"$", "$"}, {"$.", "$."}, {"a$ b", "a$ b"},
-           {"$1x", "x"}, {"$12x", "x"}, {"$@x", "x"}, {"$$DIR", "DIR"}, {"$#", ""}, {"${1}", ""}, {"${@:-d}", "d"}, {"${10:-d}", "d"},
-           {"$한", "u"}, {"${한}", "u"}, {"$DIR-$EMPTY-$NONE", "/srv--"}});
+    check({{"$DIR", "/srv"},
+           {"x${DIR}y", "x/srvy"},
+           {"$DIRx", ""},
+           {"$DIR.x", "/srv.x"},
+           {"$", "$"},
+           {"$.", "$."},
+           {"a$ b", "a$ b"},
+           {"$1x", "x"},
+           {"$12x", "x"},
+           {"$@x", "x"},
+           {"$$DIR", "DIR"},
+           {"$#", ""},
+           {"${1}", ""},
+           {"${@:-d}", "d"},
+           {"${10:-d}", "d"},
+           {"$한", "u"},
+           {"${한}", "u"},
+           {"$DIR-$EMPTY-$NONE", "/srv--"}});
 }
 
 // O-DF-08: without the colon only unset counts, with it empty too. The table of POSIX.1-2017, 2.6.2.
 BOOST_AUTO_TEST_CASE(o_df_08_defaults_alternatives_and_required) {
-    check({{"${DIR:-w}", "/srv"}, {"${EMPTY:-w}", "w"}, {"${NONE:-w}", "w"}, {"${DIR-w}", "/srv"}, {"${EMPTY-w}", ""}, {"${NONE-w}", "w"},
-           {"${DIR:+w}", "w"}, {"${EMPTY:+w}", ""}, {"${NONE:+w}", ""}, {"${DIR+w}", "w"}, {"${EMPTY+w}", "w"}, {"${NONE+w}", ""},
-           {"${DIR:?w}", "/srv"}, {"${DIR?w}", "/srv"}, {"${EMPTY?w}", ""}});
-    check_errors({{"${EMPTY:?must be set}", "EMPTY: must be set"}, {"${NONE:?}", "NONE: is not allowed to be unset"},
-                  {"${NONE?$DIR missing}", "NONE: /srv missing"}, {"${EMPTY:?}", "EMPTY: is not allowed to be empty"}});
+    check({{"${DIR:-w}", "/srv"},
+           {"${EMPTY:-w}", "w"},
+           {"${NONE:-w}", "w"},
+           {"${DIR-w}", "/srv"},
+           {"${EMPTY-w}", ""},
+           {"${NONE-w}", "w"},
+           {"${DIR:+w}", "w"},
+           {"${EMPTY:+w}", ""},
+           {"${NONE:+w}", ""},
+           {"${DIR+w}", "w"},
+           {"${EMPTY+w}", "w"},
+           {"${NONE+w}", ""},
+           {"${DIR:?w}", "/srv"},
+           {"${DIR?w}", "/srv"},
+           {"${EMPTY?w}", ""}});
+    check_errors({{"${EMPTY:?must be set}", "EMPTY: must be set"},
+                  {"${NONE:?}", "NONE: is not allowed to be unset"},
+                  {"${NONE?$DIR missing}", "NONE: /srv missing"},
+                  {"${EMPTY:?}", "EMPTY: is not allowed to be empty"}});
 }
 
 BOOST_AUTO_TEST_CASE(words_nest) {
-    check({{"${NONE:-${NIL:-$DIR}}", "/srv"}, {"${NONE:-\"a }\"}", "a }"}, {"${NONE:-a\\}}", "a}"}, {"${NONE:-'$DIR'}", "$DIR"},
-           {"${DIR:+${EMPTY:-\"${V}\"}}", "v1.2.3"}, {"\"${NONE:-a b}\"", "a b"}, {"${NONE:-}", ""}, {"${NONE:-a{b}c", "a{bc"}});
+    check({{"${NONE:-${NIL:-$DIR}}", "/srv"},
+           {"${NONE:-\"a }\"}", "a }"},
+           {"${NONE:-a\\}}", "a}"},
+           {"${NONE:-'$DIR'}", "$DIR"},
+           {"${DIR:+${EMPTY:-\"${V}\"}}", "v1.2.3"},
+           {"\"${NONE:-a b}\"", "a b"},
+           {"${NONE:-}", ""},
+           {"${NONE:-a{b}c", "a{bc"}});
 }
 
 // O-DF-07: prefixes and suffixes.
 BOOST_AUTO_TEST_CASE(o_df_07_prefixes_and_suffixes) {
-    check({{"/opt/${V#v}", "/opt/1.2.3"}, {"${P#*/}", "a/b/c.tar.gz"}, {"${P##*/}", "c.tar.gz"}, {"${P%.*}", "/a/b/c.tar"},
-           {"${P%%.*}", "/a/b/c"}, {"${V#x}", "v1.2.3"}, {"${V#}", "v1.2.3"}, {"${V%}", "v1.2.3"}, {"${X#*}", "xxyy"}, {"${X##*}", ""},
-           {"${X%%*}", ""}, {"${X#?}", "xyy"}, {"${X##*x}", "yy"}, {"${X#*x*y}", "y"}, {"${X%y?}", "xx"}, {"${X%x?}", "xxyy"}, {"${X%?y}", "xx"},
-           {"${NONE#x}", ""}, {"${X#$NONE}", "xxyy"}, {"${X#$STAR}", "xxyy"}, {"${X##$STAR}", ""}, {"${STAR#\\*}", ""}, {"${X#\\*}", "xxyy"},
-           {"${V%%.?}", "v1.2"}, {"${P##*/?}", ".tar.gz"}, {"${X#\"x\"}", "xyy"}, {"${X#'x'}", "xyy"}});
-    check_errors({{"${V:#v}", "unsupported modifier (:#)"}, {"${V:##v}", "unsupported modifier (:#)"}, {"${V:%v}", "unsupported modifier (:%)"},
+    check({{"/opt/${V#v}", "/opt/1.2.3"},
+           {"${P#*/}", "a/b/c.tar.gz"},
+           {"${P##*/}", "c.tar.gz"},
+           {"${P%.*}", "/a/b/c.tar"},
+           {"${P%%.*}", "/a/b/c"},
+           {"${V#x}", "v1.2.3"},
+           {"${V#}", "v1.2.3"},
+           {"${V%}", "v1.2.3"},
+           {"${X#*}", "xxyy"},
+           {"${X##*}", ""},
+           {"${X%%*}", ""},
+           {"${X#?}", "xyy"},
+           {"${X##*x}", "yy"},
+           {"${X#*x*y}", "y"},
+           {"${X%y?}", "xx"},
+           {"${X%x?}", "xxyy"},
+           {"${X%?y}", "xx"},
+           {"${NONE#x}", ""},
+           {"${X#$NONE}", "xxyy"},
+           {"${X#$STAR}", "xxyy"},
+           {"${X##$STAR}", ""},
+           {"${STAR#\\*}", ""},
+           {"${X#\\*}", "xxyy"},
+           {"${V%%.?}", "v1.2"},
+           {"${P##*/?}", ".tar.gz"},
+           {"${X#\"x\"}", "xyy"},
+           {"${X#'x'}", "xyy"}});
+    check_errors({{"${V:#v}", "unsupported modifier (:#)"},
+                  {"${V:##v}", "unsupported modifier (:#)"},
+                  {"${V:%v}", "unsupported modifier (:%)"},
                   {"${V#\\v}", "invalid pattern (\\v)"}});
 }
 
@@ -94,19 +167,44 @@ BOOST_AUTO_TEST_CASE(special_characters_of_patterns_are_only_three) {
 }
 
 BOOST_AUTO_TEST_CASE(replacement) {
-    check({{"${P/a/x}", "/x/b/c.tar.gz"}, {"${X/x/z}", "zxyy"}, {"${X//x/z}", "zzyy"}, {"${X//x/}", "yy"}, {"${X/x*y/z}", "z"},
-           {"${X//?/-}", "----"}, {"${P//\\//:}", ":a:b:c.tar.gz"}, {"${X/q/z}", "xxyy"}, {"${NONE/a/b}", ""}, {"${X/$NONE/w}", "wxxyy"},
-           {"${X///}", "xxyy"}, {"${X//*/z}", "z"}, {"${P/.*/}", "/a/b/c"}, {"${X//xy/[$DIR]}", "x[/srv]y"}, {"${EMPTY//*/z}", "z"}});
+    check({{"${P/a/x}", "/x/b/c.tar.gz"},
+           {"${X/x/z}", "zxyy"},
+           {"${X//x/z}", "zzyy"},
+           {"${X//x/}", "yy"},
+           {"${X/x*y/z}", "z"},
+           {"${X//?/-}", "----"},
+           {"${P//\\//:}", ":a:b:c.tar.gz"},
+           {"${X/q/z}", "xxyy"},
+           {"${NONE/a/b}", ""},
+           {"${X/$NONE/w}", "wxxyy"},
+           {"${X///}", "xxyy"},
+           {"${X//*/z}", "z"},
+           {"${P/.*/}", "/a/b/c"},
+           {"${X//xy/[$DIR]}", "x[/srv]y"},
+           {"${EMPTY//*/z}", "z"}});
     check_errors({{"${X/x}", "missing '/'"}, {"${X//}", "missing '/'"}, {"${X/x/y", "missing '}'"}});
 }
 
 // O-DF-06: what is malformed does not pass.
 BOOST_AUTO_TEST_CASE(o_df_06_malformed) {
-    check_errors({{"${DIR", "missing '}'"}, {"${", "missing '}'"}, {"${DIR:", "missing '}'"}, {"${DIR:-x", "missing '}'"}, {"${{DIR}", "bad substitution"},
-                  {"${}", "bad substitution"}, {"${:-x}", "bad substitution"}, {"${:}", "bad substitution"}, {"${+x}", "bad substitution"},
-                  {"${.}", "unsupported modifier (.)"}, {"${DIR:=x}", "unsupported modifier (:=)"}, {"${DIR=x}", "unsupported modifier (=)"},
-                  {"${DIR^^}", "unsupported modifier (^)"}, {"${#DIR}", "unsupported modifier (D)"}, {"${DIR:1:2}", "unsupported modifier (:1)"},
-                  {"'x", "single-quote"}, {"\"x", "double-quote"}, {"\"x\\\"", "double-quote"}});
+    check_errors({{"${DIR", "missing '}'"},
+                  {"${", "missing '}'"},
+                  {"${DIR:", "missing '}'"},
+                  {"${DIR:-x", "missing '}'"},
+                  {"${{DIR}", "bad substitution"},
+                  {"${}", "bad substitution"},
+                  {"${:-x}", "bad substitution"},
+                  {"${:}", "bad substitution"},
+                  {"${+x}", "bad substitution"},
+                  {"${.}", "unsupported modifier (.)"},
+                  {"${DIR:=x}", "unsupported modifier (:=)"},
+                  {"${DIR=x}", "unsupported modifier (=)"},
+                  {"${DIR^^}", "unsupported modifier (^)"},
+                  {"${#DIR}", "unsupported modifier (D)"},
+                  {"${DIR:1:2}", "unsupported modifier (:1)"},
+                  {"'x", "single-quote"},
+                  {"\"x", "double-quote"},
+                  {"\"x\\\"", "double-quote"}});
     BOOST_TEST(thrown([] { word("a${}"); }) == "failed to process \"a${}\": syntax error: bad substitution");
 }
 
@@ -117,9 +215,7 @@ BOOST_AUTO_TEST_CASE(names_met_are_reported) {
 }
 
 BOOST_AUTO_TEST_CASE(several_words) {
-    const auto words = [](std::string_view text) {
-        return df::expand_words(text, look_in({{"P", "80 443/udp"}, {"L", "  a b "}, {"E", ""}})).words;
-    };
+    const auto words = [](std::string_view text) { return df::expand_words(text, look_in({{"P", "80 443/udp"}, {"L", "  a b "}, {"E", ""}})).words; };
     using list = std::vector<std::string>;
     BOOST_TEST((words("$P") == list{"80", "443/udp"}));
     BOOST_TEST((words("\"$P\"") == list{"80 443/udp"}));

@@ -22,7 +22,9 @@ namespace {
 df::node first(std::string_view text) { return df::parse(text).nodes.at(0); }
 
 template<class T>
-T body(std::string_view text) { return std::get<T>(df::parse_instruction(df::parse_line(text)).body); }
+T body(std::string_view text) {
+    return std::get<T>(df::parse_instruction(df::parse_line(text)).body);
+}
 
 }  // namespace
 

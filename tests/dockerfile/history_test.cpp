@@ -46,8 +46,7 @@ BOOST_AUTO_TEST_CASE(created_by) {
     BOOST_TEST(of("SHELL [\"a\", \"-c\"]") == "SHELL [a -c]");
     BOOST_TEST(of("CMD [\"a\", \"b\"]") == "CMD [\"a\" \"b\"]");
     BOOST_TEST(of("ENTRYPOINT [\"a\"]") == "ENTRYPOINT [\"a\"]");
-    BOOST_TEST(of("HEALTHCHECK --interval=90s --retries=2 CMD [\"a\", \"b\"]") ==
-               R"(HEALTHCHECK &{["CMD" "a" "b"] "1m30s" "0s" "0s" "0s" '\x02'})");
+    BOOST_TEST(of("HEALTHCHECK --interval=90s --retries=2 CMD [\"a\", \"b\"]") == R"(HEALTHCHECK &{["CMD" "a" "b"] "1m30s" "0s" "0s" "0s" '\x02'})");
     BOOST_TEST(of("COPY --from=x --chown=1:2 --chmod=755 --link --parents a b /c") == "COPY --parents --chown=1:2 --chmod=755 a b /c # buildkit");
     BOOST_TEST(of("ADD --unpack <<f a /c\nf\n") == "ADD a <<f /c # buildkit");
     BOOST_TEST(of("ONBUILD RUN x").empty());

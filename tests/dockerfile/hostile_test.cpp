@@ -101,7 +101,9 @@ BOOST_AUTO_TEST_CASE(a_large_file) {
     std::string text = "ARG V=1\n";
     for (int i = 0; i < 1000; ++i) {
         text += cat("FROM ", i == 0 ? std::string("alpine:$V") : cat("s", i - 1), " AS s", i, "\nARG A=b\nENV C=$A D=\"e f\"\nWORKDIR /x/$C\n");
-        text += "COPY --from=s0 --chown=1:2 a b /c/\nRUN --mount=type=cache,target=/root/.cache \\\n    make && \\\n    make install\nEXPOSE 80/tcp\nCMD [\"x\", \"y\"]\n";
+        text +=
+            "COPY --from=s0 --chown=1:2 a b /c/\nRUN --mount=type=cache,target=/root/.cache \\\n    make && \\\n    make install\nEXPOSE 80/tcp\nCMD "
+            "[\"x\", \"y\"]\n";
     }
     quick("large file", [&] {
         const df::file f = df::parse(text);

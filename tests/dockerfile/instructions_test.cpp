@@ -25,9 +25,13 @@ using list = std::vector<std::string>;
 df::instruction typed(std::string_view text) { return df::parse_instruction(df::parse_line(text)); }
 
 template<class T>
-T body(std::string_view text) { return std::get<T>(typed(text).body); }
+T body(std::string_view text) {
+    return std::get<T>(typed(text).body);
+}
 
-std::string refusal(std::string_view text) { return thrown([&] { typed(text); }); }
+std::string refusal(std::string_view text) {
+    return thrown([&] { typed(text); });
+}
 
 }  // namespace
 
@@ -93,7 +97,8 @@ BOOST_AUTO_TEST_CASE(copy_and_its_flags) {
 }
 
 BOOST_AUTO_TEST_CASE(add_and_its_flags) {
-    const auto a = body<df::add_instruction>("ADD --checksum=sha256:0 --keep-git-dir --unpack=false --link --chown=u --chmod=1 --exclude=x https://h/f /d");
+    const auto a =
+        body<df::add_instruction>("ADD --checksum=sha256:0 --keep-git-dir --unpack=false --link --chown=u --chmod=1 --exclude=x https://h/f /d");
     BOOST_TEST(a.checksum == "sha256:0");
     BOOST_TEST((a.keep_git_dir == true));
     BOOST_TEST((a.unpack == false));
@@ -142,7 +147,8 @@ BOOST_AUTO_TEST_CASE(expose) {
     BOOST_TEST((ports("8080-8090:80") == list{"80/tcp"}));
     BOOST_TEST(df::parse_port("8080:80").host_part);
     BOOST_TEST(!df::parse_port("80").host_part);
-    for (const std::string_view word : {"", "x", "80/icmp", "65536", "-1", "82-80", "80-", "/tcp", "1.2.3:1:80", "1.2.3.4.5:1:80", "80-82:90-93", "99999999999", "[x]:1:2"})
+    for (const std::string_view word :
+         {"", "x", "80/icmp", "65536", "-1", "82-80", "80-", "/tcp", "1.2.3:1:80", "1.2.3.4.5:1:80", "80-82:90-93", "99999999999", "[x]:1:2"})
         BOOST_TEST(!thrown([&] { df::parse_port(word); }).empty(), word);
     BOOST_TEST(contains(refusal("EXPOSE 80/icmp"), "invalid proto: icmp"));
     BOOST_TEST(refusal("EXPOSE") == "EXPOSE requires at least one argument");
@@ -158,7 +164,8 @@ BOOST_AUTO_TEST_CASE(stopsignal) {
 
 BOOST_AUTO_TEST_CASE(healthcheck) {
     using namespace std::chrono_literals;
-    const auto h = body<df::healthcheck_instruction>("HEALTHCHECK --interval=5s --timeout=1m30s --start-period=1ms --start-interval=0s --retries=3 cmd curl  x");
+    const auto h =
+        body<df::healthcheck_instruction>("HEALTHCHECK --interval=5s --timeout=1m30s --start-period=1ms --start-interval=0s --retries=3 cmd curl  x");
     BOOST_TEST((h.test == list{"CMD-SHELL", "curl  x"}));
     BOOST_TEST((h.interval == 5s));
     BOOST_TEST((h.timeout == 90s));

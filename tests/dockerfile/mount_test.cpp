@@ -24,7 +24,9 @@ df::mount mount(std::string_view csv) {
     return df::parse_mount(csv, [](std::string_view word) { return df::expand_word(word, look_in({{"T", "/t"}, {"RO", "true"}})).text; });
 }
 
-std::string refusal(std::string_view csv) { return thrown([&] { mount(csv); }); }
+std::string refusal(std::string_view csv) {
+    return thrown([&] { mount(csv); });
+}
 
 std::string early_refusal(std::string_view csv) {
     return thrown([&] { df::parse_instruction(df::parse_line("RUN --mount=" + std::string(csv) + " x")); });
@@ -48,8 +50,16 @@ BOOST_AUTO_TEST_CASE(types_and_their_defaults) {
 
 BOOST_AUTO_TEST_CASE(every_key) {
     const df::mount cache = mount("type=cache,id=i,from=f,source=s,destination=d,sharing=LOCKED,mode=0750,uid=1,gid=2,readonly=false");
-    const df::mount expected{.type = df::mount_type::cache, .from = "f", .source = "s", .target = "d", .readonly = false, .id = "i",
-                             .sharing = df::cache_sharing::locked, .mode = 0750, .uid = 1, .gid = 2};
+    const df::mount expected{.type = df::mount_type::cache,
+                             .from = "f",
+                             .source = "s",
+                             .target = "d",
+                             .readonly = false,
+                             .id = "i",
+                             .sharing = df::cache_sharing::locked,
+                             .mode = 0750,
+                             .uid = 1,
+                             .gid = 2};
     BOOST_TEST((cache == expected));
     BOOST_TEST(mount("type=tmpfs,target=/x,size=64m").size_limit == std::uint64_t{64} << 20);
     BOOST_TEST(mount("type=secret,id=a,required").required);

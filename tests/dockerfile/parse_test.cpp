@@ -24,7 +24,8 @@ std::string tree(std::string_view text) { return df::dump(df::parse(text)); }
 BOOST_AUTO_TEST_SUITE(lines)
 
 BOOST_AUTO_TEST_CASE(byte_order_mark_and_windows_line_ends_are_accepted) {
-    BOOST_TEST(tree("\xEF\xBB\xBF" "FROM a\r\nRUN b \\\r\n  c\r\n") == "(from \"a\")\n(run \"b   c\")\n");
+    BOOST_TEST(tree("\xEF\xBB\xBF"
+                    "FROM a\r\nRUN b \\\r\n  c\r\n") == "(from \"a\")\n(run \"b   c\")\n");
     BOOST_TEST(df::parse("\xEF\xBB\xBF# escape=`\r\nFROM a\r\n").escape == '`');
 }
 
@@ -148,7 +149,8 @@ BOOST_AUTO_TEST_CASE(json_or_text) {
     const auto json = [](std::string_view rest) { return df::parse_line("CMD " + std::string(rest)).json; };
     BOOST_TEST(json("[]"));
     BOOST_TEST(json("[ \"a\" , \"\\u00e9\\ud83d\\ude00\" ] "));
-    for (const std::string_view text : {"['a']", "[\"a\"", "[\"a\",]", "[\"a\"] x", "[,]", "[\"a\" \"b\"]", "[\"\\x\"]", "[\"\\u12\"]", "[a]", "[{]}", "[1 2]", "[01]"})
+    for (const std::string_view text :
+         {"['a']", "[\"a\"", "[\"a\",]", "[\"a\"] x", "[,]", "[\"a\" \"b\"]", "[\"\\x\"]", "[\"\\u12\"]", "[a]", "[{]}", "[1 2]", "[01]"})
         BOOST_TEST(!json(text), text);
     const df::node n = df::parse_line("CMD [\"a\", \"\\u00e9\\ud83d\\ude00\\ud800\", \"\\u0000\"]");
     BOOST_TEST(n.args[1] == "é😀\xEF\xBF\xBD");

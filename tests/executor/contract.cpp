@@ -222,7 +222,8 @@ task<void> names_of_hosts(bench& b) {
     s.extra_hosts = {{"registry.test", "10.1.2.3"}};
     s.resolv_conf = "nameserver 10.9.9.9\n";
     auto r = co_await b.run(s);
-    BOOST_TEST(r.out == "builder\n127.0.0.1\tlocalhost builder\n::1\tlocalhost ip6-localhost ip6-loopback\n10.1.2.3\tregistry.test\nnameserver 10.9.9.9\n");
+    BOOST_TEST(r.out ==
+               "builder\n127.0.0.1\tlocalhost builder\n::1\tlocalhost ip6-localhost ip6-loopback\n10.1.2.3\tregistry.test\nnameserver 10.9.9.9\n");
     BOOST_TEST(r.end.code != 0);
     BOOST_TEST(r.err.find("Read-only file system") != std::string::npos);
     BOOST_TEST((co_await b.run(b.sh("hostname", root.get()))).out == "buildkitsandbox\n");
@@ -230,9 +231,10 @@ task<void> names_of_hosts(bench& b) {
 
 task<void> isolation(bench& b) {
     const auto root = b.root();
-    auto r = co_await b.run(b.sh("echo $$; ls /proc | grep -c '^[0-9]'; grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; ls /dev | wc -l;"
-                                 "touch /sys/x 2>/dev/null || echo ro; echo 1 2>/dev/null > /proc/sys/vm/drop_caches || echo ro; cat /proc/kcore | wc -c",
-                                 root.get()));
+    auto r =
+        co_await b.run(b.sh("echo $$; ls /proc | grep -c '^[0-9]'; grep CapEff /proc/self/status; grep Seccomp: /proc/self/status; ls /dev | wc -l;"
+                            "touch /sys/x 2>/dev/null || echo ro; echo 1 2>/dev/null > /proc/sys/vm/drop_caches || echo ro; cat /proc/kcore | wc -c",
+                            root.get()));
     const auto all = lines(r.out);
     BOOST_TEST_REQUIRE(all.size() == 8U);
     BOOST_TEST(all[0] == "1");
@@ -251,8 +253,10 @@ task<void> isolation(bench& b) {
 
 task<void> insecure_steps_have_what_we_have(bench& b) {
     const auto root = b.root();
-    auto s = b.sh("grep -E 'CapEff|CapAmb' /proc/self/status | sort -r; grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; test -e /dev/kmsg && echo kmsg",
-                  root.get());
+    auto s = b.sh(
+        "grep -E 'CapEff|CapAmb' /proc/self/status | sort -r; grep Seccomp: /proc/self/status; mount -t tmpfs x /tmp && echo mounted; test -e "
+        "/dev/kmsg && echo kmsg",
+        root.get());
     s.security = security::insecure;
     const auto r = co_await b.run(s);
     const auto all = lines(r.out);
@@ -428,7 +432,8 @@ void nothing_left(bench& b, const std::string& word) {
 
 task<void> deaf_step_is_killed_in_time(bench& b) {
     const auto root = b.root();
-    const auto r = co_await cancel_when_it_says(b, b.sh("trap '' TERM; (trap '' TERM; sleep 7771) & echo begun; while :; do sleep 7772; done", root.get()), "begun");
+    const auto r = co_await cancel_when_it_says(
+        b, b.sh("trap '' TERM; (trap '' TERM; sleep 7771) & echo begun; while :; do sleep 7772; done", root.get()), "begun");
     BOOST_TEST(r.why == "asked to stop");
     BOOST_TEST(r.took.count() >= 450);
     BOOST_TEST(r.took.count() < 1000);
@@ -474,7 +479,9 @@ task<void> slow_sink_slows_the_step(bench& b) {
         taken += piece.size();
     };
     async::task_group group(co_await async::current_executor);
-    const auto work = [&]() -> task<void> { co_await b.runner->run(b.sh("head -c 1000000 /dev/zero; echo done > /finished", root.get()), {.out = slow}); };
+    const auto work = [&]() -> task<void> {
+        co_await b.runner->run(b.sh("head -c 1000000 /dev/zero; echo done > /finished", root.get()), {.out = slow});
+    };
     group.spawn(work());
     co_await async::sleep_for(150ms);
     BOOST_TEST(!fs::exists(b.upper(0) / "finished"));

@@ -2,13 +2,13 @@
 #include "executor/tree.hpp"
 #include "support/support.hpp"
 
+#include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdlib>
-#include <algorithm>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <filesystem>
 #include <memory>
 #include <span>
 #include <string>
@@ -74,7 +74,9 @@ bool runs(int pid) {
     return !fs::read_symlink("/proc/" + std::to_string(pid) + "/exe", ec).empty();  // a zombie has none
 }
 
-executor::step small_step(std::string id, int root, std::vector<std::string> args) { return {.id = std::move(id), .args = std::move(args), .root = root}; }
+executor::step small_step(std::string id, int root, std::vector<std::string> args) {
+    return {.id = std::move(id), .args = std::move(args), .root = root};
+}
 
 }  // namespace
 
@@ -198,7 +200,8 @@ BOOST_AUTO_TEST_CASE(overhead_over_the_runtime_alone, *boost::unit_test::disable
         for (const int who : {RUSAGE_SELF, RUSAGE_CHILDREN}) {
             rusage u{};
             ::getrusage(who, &u);
-            ms += static_cast<double>(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e3 + static_cast<double>(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e3;
+            ms +=
+                static_cast<double>(u.ru_utime.tv_sec + u.ru_stime.tv_sec) * 1e3 + static_cast<double>(u.ru_utime.tv_usec + u.ru_stime.tv_usec) / 1e3;
         }
         return ms;
     };

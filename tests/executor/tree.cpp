@@ -16,8 +16,8 @@ namespace fs = std::filesystem;
 void busybox_tree(const fs::path& base) {
     for (const auto* d : {"bin", "etc", "tmp", "home/joe"}) fs::create_directories(base / d);
     fs::copy_file("/bin/busybox", base / "bin/busybox");
-    for (const auto* name : {"sh", "cat", "ls", "id", "stat", "env", "sleep", "mount", "umount", "touch", "hostname", "mkdir", "unshare", "ps", "dd", "grep",
-                             "true", "wc", "head", "date", "rm", "ip", "sort", "chmod", "kill", "echo", "test"})
+    for (const auto* name : {"sh", "cat",  "ls",   "id", "stat", "env",  "sleep", "mount", "umount", "touch", "hostname", "mkdir", "unshare", "ps",
+                             "dd", "grep", "true", "wc", "head", "date", "rm",    "ip",    "sort",   "chmod", "kill",     "echo",  "test"})
         fs::create_symlink("busybox", base / "bin" / name);
     write_file(base / "etc/passwd", "root:x:0:0:root:/root:/bin/sh\njoe:x:1000:1001:Joe:/home/joe:/bin/sh\n");
     write_file(base / "etc/group", "root:x:0:\nwheel:x:10:root,joe\nusers:x:1001:\nextra:x:2000:joe\n");
@@ -30,7 +30,9 @@ int overlay_root(const fs::path& dir, int n) {
     fs::create_directories(upper);
     fs::create_directories(work);
     const int context = ::fsopen("overlay", FSOPEN_CLOEXEC);
-    const auto set = [&](const char* key, const std::string& value) { BOOST_REQUIRE(::fsconfig(context, FSCONFIG_SET_STRING, key, value.c_str(), 0) == 0); };
+    const auto set = [&](const char* key, const std::string& value) {
+        BOOST_REQUIRE(::fsconfig(context, FSCONFIG_SET_STRING, key, value.c_str(), 0) == 0);
+    };
     set("lowerdir", dir / "base");
     set("upperdir", upper);
     set("workdir", work);

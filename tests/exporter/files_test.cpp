@@ -87,7 +87,8 @@ WORLD_CASE(an_archive_that_others_read) {
             const auto list = json::parse(read_file(out / "manifest.json")).as_array();
             BOOST_REQUIRE(list.size() == 1U);
             const auto& one = list[0].as_object();
-            BOOST_TEST(json::strings_at(one, "RepoTags") == (std::vector<std::string>{"x:1", "example.org:5000/y/z:two"}), boost::test_tools::per_element());
+            BOOST_TEST(json::strings_at(one, "RepoTags") == (std::vector<std::string>{"x:1", "example.org:5000/y/z:two"}),
+                       boost::test_tools::per_element());
             BOOST_TEST(json::strings_at(one, "Layers").size() == 2U);
             for (const auto& l : json::strings_at(one, "Layers")) BOOST_TEST(stdfs::exists(out / l));
             BOOST_TEST(stdfs::exists(out / json::string_at(one, "Config")));

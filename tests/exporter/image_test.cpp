@@ -35,7 +35,9 @@ BOOST_AUTO_TEST_SUITE(images)
 // image-spec manifest.md, config.md, descriptor.md, read without our own reader of them.
 WORLD_CASE(an_image_is_one_of_the_specification) {
     const auto root = co_await two_layers(w);
-    const auto image = co_await exporter::write_image(w.stores(), input_of(root, R"({"os":"linux","architecture":"amd64","config":{"Cmd":["<sh>"]},"x-ours":[1]})"), {.annotations = {{"k", "v"}}}, {});
+    const auto image =
+        co_await exporter::write_image(w.stores(), input_of(root, R"({"os":"linux","architecture":"amd64","config":{"Cmd":["<sh>"]},"x-ours":[1]})"),
+                                       {.annotations = {{"k", "v"}}}, {});
     const auto text = w.content.read_all(image.manifest.digest);
     BOOST_TEST(text == image.manifest_bytes);
     BOOST_TEST(image.manifest.size == text.size());
@@ -126,11 +128,13 @@ WORLD_CASE(pulled_layers_keep_their_blobs_unless_forced) {
     BOOST_TEST((config_of(w, converted).diff_ids[0] == pulled.diff_id));
     BOOST_TEST((converted.layers[1].digest == plain.layers[1].digest));
     const auto count = w.content.list().size();
-    BOOST_TEST(((co_await exporter::write_image(w.stores(), input_of(root, "", year_2001), forced, {})).manifest.digest == converted.manifest.digest));
+    BOOST_TEST(
+        ((co_await exporter::write_image(w.stores(), input_of(root, "", year_2001), forced, {})).manifest.digest == converted.manifest.digest));
     BOOST_TEST(w.content.list().size() == count);
     // What is gzip already need not be made gzip, and a forced export leaves later ones alone.
     BOOST_TEST(((co_await exporter::write_image(w.stores(), input_of(root), {.force_compression = true}, {})).layers[0].digest == pulled.blob));
-    BOOST_TEST(((co_await exporter::write_image(w.stores(), input_of(root), {.compression = archive::compression::zstd}, {})).layers[0].digest == pulled.blob));
+    BOOST_TEST(((co_await exporter::write_image(w.stores(), input_of(root), {.compression = archive::compression::zstd}, {})).layers[0].digest ==
+                pulled.blob));
 }
 
 // Reference 8.6.
@@ -155,7 +159,8 @@ WORLD_CASE(history_is_completed) {
     BOOST_TEST(surplus[2].created == t2);
     // Of a base comes the first entry; the one after it has no layer and takes the time of the first layer of our own.
     const std::string base = R"({"created":"2020-01-02T03:04:05Z","created_by":"base","comment":"buildkit.dockerfile.v0"})";
-    const auto mixed = co_await history(cat(base, R"(,{"created_by":"ENV","empty_layer":true},{"created_by":"RUN"},{"created_by":"CMD","empty_layer":true})"));
+    const auto mixed =
+        co_await history(cat(base, R"(,{"created_by":"ENV","empty_layer":true},{"created_by":"RUN"},{"created_by":"CMD","empty_layer":true})"));
     BOOST_TEST(mixed.history[0].created == "2020-01-02T03:04:05Z");
     for (const int i : {1, 2, 3}) BOOST_TEST(mixed.history[static_cast<std::size_t>(i)].created == t2);
     BOOST_TEST(mixed.created == t2);
@@ -200,7 +205,13 @@ WORLD_CASE(an_epoch_cuts_times_of_our_own_files) {
 }
 
 BOOST_AUTO_TEST_CASE(attributes) {
-    std::map<std::string, std::string> a{{"compression", "zstd"}, {"compression-level", "7"}, {"force-compression", ""}, {"oci-mediatypes", "false"}, {"annotation.a.b", "c"}, {"annotation-manifest.d", "e"}, {"name", "x"}};
+    std::map<std::string, std::string> a{{"compression", "zstd"},
+                                         {"compression-level", "7"},
+                                         {"force-compression", ""},
+                                         {"oci-mediatypes", "false"},
+                                         {"annotation.a.b", "c"},
+                                         {"annotation-manifest.d", "e"},
+                                         {"name", "x"}};
     const auto o = exporter::take_image_options(a);
     BOOST_TEST((o.compression == archive::compression::zstd));
     BOOST_TEST(o.level.value() == 7);
@@ -216,7 +227,9 @@ BOOST_AUTO_TEST_CASE(attributes) {
                                                                   {"annotation[linux/amd64].k", {"v", errc::unsupported}}};
     for (const auto& [key, value] : bad) {
         std::map<std::string, std::string> one{{key, value.first}};
-        BOOST_CHECK_EXCEPTION(exporter::take_image_options(one), error, [&](const error& e) { return e.kind() == value.second && std::string_view(e.what()).find(key) != std::string_view::npos; });
+        BOOST_CHECK_EXCEPTION(exporter::take_image_options(one), error, [&](const error& e) {
+            return e.kind() == value.second && std::string_view(e.what()).find(key) != std::string_view::npos;
+        });
     }
 }
 

@@ -10,7 +10,8 @@ using test::write_file;
 namespace {
 
 struct world {
-    explicit world(runtime& r) : rt(r), d(state::directory::open((dir / "state").string(), rt.pool())), content(d), snapshots(snapshot::open_overlay(d)) {}
+    explicit world(runtime& r)
+        : rt(r), d(state::directory::open((dir / "state").string(), rt.pool())), content(d), snapshots(snapshot::open_overlay(d)) {}
     [[nodiscard]] exporter::stores stores() { return {rt.pool(), content, *snapshots, 2}; }
 
     /// One more layer on `below`, with what `fill` does to the mounted root.
@@ -34,14 +35,24 @@ struct world {
             out.write(data);
         });
         // The attribute is one that our own diffs do not keep.
-        tar.add({.type = archive::entry_type::file, .path = path, .mode = 0644, .size = text.size(), .mtime = {1'900'000'000, 0}, .xattrs = {{"user.note", "n"}}}, bytes_of(text));
+        tar.add({.type = archive::entry_type::file,
+                 .path = path,
+                 .mode = 0644,
+                 .size = text.size(),
+                 .mtime = {1'900'000'000, 0},
+                 .xattrs = {{"user.note", "n"}}},
+                bytes_of(text));
         tar.finish();
         const auto made = out.finish();
         keep.push_back(content.put(blob).keep);
         auto u = co_await snapshots->begin_unpack();
         archive::apply_layer(archive::read_from(bytes_of(tar_bytes)), u.fd());
         snapshot::pulled_info info{.diff_id = made.diff_id};
-        info.blob = {.variant = "pulled", .blob = made.digest, .size = made.size, .media_type = std::string(kind == archive::compression::gzip ? oci::media::docker_layer_gzip : oci::media::oci_layer_zstd), .diff_id = made.diff_id};
+        info.blob = {.variant = "pulled",
+                     .blob = made.digest,
+                     .size = made.size,
+                     .media_type = std::string(kind == archive::compression::gzip ? oci::media::docker_layer_gzip : oci::media::oci_layer_zstd),
+                     .diff_id = made.diff_id};
         const auto done = co_await snapshots->commit(std::move(u), std::move(info));
         keep.push_back(done.keep);
         co_return snapshot::chain{{done.id}};
@@ -64,8 +75,10 @@ template<class T>
 task<std::optional<error>> failure(task<T> t) {
     std::exception_ptr thrown;
     try {
-        if constexpr (std::is_void_v<T>) co_await std::move(t);
-        else (void)co_await std::move(t);
+        if constexpr (std::is_void_v<T>)
+            co_await std::move(t);
+        else
+            (void)co_await std::move(t);
     } catch (...) {
         thrown = std::current_exception();
     }

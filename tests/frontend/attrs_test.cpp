@@ -29,11 +29,28 @@ frontend::request sources(std::map<std::string, std::string> files, std::string 
 BOOST_AUTO_TEST_SUITE(options)
 
 BOOST_AUTO_TEST_CASE(every_attribute_finds_its_place) {
-    const auto o = frontend::parse_attrs({{"filename", "sub/Dockerfile"}, {"target", "t"}, {"platform", "linux/amd64,linux/arm64/v8"}, {"build-arg:A", "1"},
-                                          {"label:l", "v"}, {"context:c", "docker-image://x"}, {"no-cache", "One,two"}, {"image-resolve-mode", "local"},
-                                          {"add-hosts", "H=1.2.3.4,v6=::1"}, {"shm-size", "64"}, {"ulimit", "nofile=1:2,core=-1"}, {"cgroup-parent", "cg"},
-                                          {"force-network-mode", "host"}, {"hostname", "h"}, {"memory", "5"}, {"memswap", "-1"}, {"cpuquota", "7"},
-                                          {"cpusetcpus", "0-3,5"}, {"contextkey", "key"}, {"cache-from", "x"}, {"vcs:source", "y"}, {"unknown", "z"}});
+    const auto o = frontend::parse_attrs({{"filename", "sub/Dockerfile"},
+                                          {"target", "t"},
+                                          {"platform", "linux/amd64,linux/arm64/v8"},
+                                          {"build-arg:A", "1"},
+                                          {"label:l", "v"},
+                                          {"context:c", "docker-image://x"},
+                                          {"no-cache", "One,two"},
+                                          {"image-resolve-mode", "local"},
+                                          {"add-hosts", "H=1.2.3.4,v6=::1"},
+                                          {"shm-size", "64"},
+                                          {"ulimit", "nofile=1:2,core=-1"},
+                                          {"cgroup-parent", "cg"},
+                                          {"force-network-mode", "host"},
+                                          {"hostname", "h"},
+                                          {"memory", "5"},
+                                          {"memswap", "-1"},
+                                          {"cpuquota", "7"},
+                                          {"cpusetcpus", "0-3,5"},
+                                          {"contextkey", "key"},
+                                          {"cache-from", "x"},
+                                          {"vcs:source", "y"},
+                                          {"unknown", "z"}});
     const auto& r = o.build;
     BOOST_TEST(r.dockerfile_name == "sub/Dockerfile");
     BOOST_TEST(r.target == "t");
@@ -66,8 +83,16 @@ BOOST_AUTO_TEST_CASE(every_attribute_finds_its_place) {
 }
 
 BOOST_AUTO_TEST_CASE(wrong_values_name_the_attribute) {
-    for (const auto& [key, value] : attrs{{"memory", "0"}, {"memswap", "-2"}, {"cpushares", "x"}, {"cpusetcpus", "3-1"}, {"ulimit", "nofile"}, {"shm-size", "1k"},
-                                          {"add-hosts", "h=x"}, {"force-network-mode", "bridge"}, {"image-resolve-mode", "never"}, {"multi-platform", "maybe"}}) {
+    for (const auto& [key, value] : attrs{{"memory", "0"},
+                                          {"memswap", "-2"},
+                                          {"cpushares", "x"},
+                                          {"cpusetcpus", "3-1"},
+                                          {"ulimit", "nofile"},
+                                          {"shm-size", "1k"},
+                                          {"add-hosts", "h=x"},
+                                          {"force-network-mode", "bridge"},
+                                          {"image-resolve-mode", "never"},
+                                          {"multi-platform", "maybe"}}) {
         BOOST_TEST(refused({{key, value}}).find(cat("invalid ", key, "=")) == 0U, refused({{key, value}}));
     }
     BOOST_TEST(refused({{"platform", "linux/amd64,linux/arm64"}, {"multi-platform", "false"}}).find("more than one") != std::string::npos);
@@ -76,7 +101,8 @@ BOOST_AUTO_TEST_CASE(wrong_values_name_the_attribute) {
 }
 
 BOOST_AUTO_TEST_CASE(which_files_are_read) {
-    const auto both = sources({{"dockerfile/Dockerfile", "FROM a"}, {"dockerfile/Dockerfile.dockerignore", "own"}, {"context/.dockerignore", "common"}});
+    const auto both =
+        sources({{"dockerfile/Dockerfile", "FROM a"}, {"dockerfile/Dockerfile.dockerignore", "own"}, {"context/.dockerignore", "common"}});
     BOOST_TEST(both.dockerfile == "FROM a");
     BOOST_TEST(*both.ignore_file == "own");
     BOOST_TEST(both.ignore_file_name == "Dockerfile.dockerignore");

@@ -43,8 +43,8 @@ BOOST_AUTO_TEST_CASE(every_instruction_leaves_its_mark) {
     BOOST_TEST(o.history() == (strings{"ADD rootfs", "ENV A=1 B=two words (empty)", "ENV A=2 (empty)", "LABEL l=v (empty)",
                                        "EXPOSE [443/udp 80/tcp 8000/tcp 8001/tcp] (empty)", "VOLUME [/a /b] (empty)", "USER 1:2 (empty)",
                                        "STOPSIGNAL SIGTERM (empty)", "SHELL [/bin/ash -c] (empty)",
-                                       R"(HEALTHCHECK &{["CMD-SHELL" "curl x"] "5s" "0s" "0s" "0s" '\x03'} (empty))",
-                                       "MAINTAINER me (empty)", "ENTRYPOINT [\"/e\"] (empty)", "CMD [\"/bin/ash\" \"-c\" \"echo hi\"] (empty)"}),
+                                       R"(HEALTHCHECK &{["CMD-SHELL" "curl x"] "5s" "0s" "0s" "0s" '\x03'} (empty))", "MAINTAINER me (empty)",
+                                       "ENTRYPOINT [\"/e\"] (empty)", "CMD [\"/bin/ash\" \"-c\" \"echo hi\"] (empty)"}),
                boost::test_tools::per_element());
     BOOST_TEST(o.image.history.at(1).comment == "buildkit.dockerfile.v0");
     BOOST_TEST(o.image.history.at(1).created.empty());
@@ -77,7 +77,8 @@ BOOST_AUTO_TEST_CASE(later_settings_win_inside_run_and_only_env_stays) {
 }
 
 BOOST_AUTO_TEST_CASE(automatic_args_must_be_declared_and_can_be_overridden) {
-    const auto o = build("FROM busybox AS s\nARG TARGETPLATFORM BUILDOS TARGETSTAGE TARGETVARIANT\nRUN x\n", [](auto& r, auto&) { r.build_args["BUILDOS"] = "mine"; });
+    const auto o = build("FROM busybox AS s\nARG TARGETPLATFORM BUILDOS TARGETSTAGE TARGETVARIANT\nRUN x\n",
+                         [](auto& r, auto&) { r.build_args["BUILDOS"] = "mine"; });
     const auto& env = o.exec("[2/2] RUN x").meta.env;
     for (const auto* entry : {"TARGETPLATFORM=linux/amd64", "BUILDOS=mine", "TARGETSTAGE=s", "TARGETVARIANT="}) {
         BOOST_TEST(std::count(env.begin(), env.end(), entry) == 1, entry);
@@ -93,7 +94,8 @@ BOOST_AUTO_TEST_CASE(labels_of_the_request_come_last) {
 }
 
 BOOST_AUTO_TEST_CASE(the_image_takes_the_platform_asked_for) {
-    const auto arm = build("FROM scratch\nCOPY a /\n", [](auto& r, auto&) { r.target_platform = oci::platform{.os = "linux", .architecture = "arm", .variant = "v6"}; });
+    const auto arm = build("FROM scratch\nCOPY a /\n",
+                           [](auto& r, auto&) { r.target_platform = oci::platform{.os = "linux", .architecture = "arm", .variant = "v6"}; });
     BOOST_TEST(oci::format(arm.image.platform) == "linux/arm/v6");
     BOOST_TEST(oci::format(build("FROM busybox\n").image.platform) == "linux/amd64");
 }
@@ -148,7 +150,8 @@ BOOST_AUTO_TEST_CASE(warnings_have_rule_place_and_sense) {
     // Findings of stages that are not built are left out.
     BOOST_TEST(build("FROM busybox AS a\nCMD x\nFROM busybox\nRUN y\n").warnings() == "");
     BOOST_TEST(build("FROM shelled\nCMD x\n", [](auto&, auto& g) {
-                   g.images["docker.io/library/shelled:latest"] = R"({"architecture":"amd64","os":"linux","config":{"Shell":["/bin/bash","-c"]},"rootfs":{"type":"layers","diff_ids":[]}})";
+                   g.images["docker.io/library/shelled:latest"] =
+                       R"({"architecture":"amd64","os":"linux","config":{"Shell":["/bin/bash","-c"]},"rootfs":{"type":"layers","diff_ids":[]}})";
                }).warnings() == "");
     const auto e = failure("# check=error=true\nFROM busybox\nENV A=$NOPE\n");
     BOOST_TEST(says(e, "lint violation found for rules: UndefinedVar"));

@@ -88,7 +88,8 @@ BOOST_AUTO_TEST_CASE(link_is_a_copy_onto_nothing_and_a_merge) {
 }
 
 BOOST_AUTO_TEST_CASE(parents_and_exclude) {
-    const auto c = build("FROM busybox\nCOPY --parents --exclude=*.o --exclude=tmp x/./y/z /d/\n").copy("[2/2] COPY --parents --exclude=*.o --exclude=tmp x/./y/z /d/");
+    const auto c = build("FROM busybox\nCOPY --parents --exclude=*.o --exclude=tmp x/./y/z /d/\n")
+                       .copy("[2/2] COPY --parents --exclude=*.o --exclude=tmp x/./y/z /d/");
     BOOST_TEST(c.src == "/x");
     BOOST_TEST(c.include_patterns == strings{"y/z"}, boost::test_tools::per_element());
     BOOST_TEST(c.required_paths == strings{"/x/y/z"}, boost::test_tools::per_element());
@@ -148,7 +149,8 @@ BOOST_AUTO_TEST_CASE(o_cp_08_a_path_outside_the_context_is_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(o_cp_05_names_are_bytes) {
-    BOOST_TEST(build("FROM busybox\nCOPY gr\xc3\xbc\xc3\x9f/\xe6\x97\xa5 /\n").context().attrs.at("local.followpaths") == "[\"gr\xc3\xbc\xc3\x9f/\xe6\x97\xa5\"]");
+    BOOST_TEST(build("FROM busybox\nCOPY gr\xc3\xbc\xc3\x9f/\xe6\x97\xa5 /\n").context().attrs.at("local.followpaths") ==
+               "[\"gr\xc3\xbc\xc3\x9f/\xe6\x97\xa5\"]");
 }
 
 BOOST_AUTO_TEST_CASE(o_cp_03_brackets_stay_a_pattern) {

@@ -79,7 +79,9 @@ struct outcome {
     }
     [[nodiscard]] const llb::exec_op& exec(std::string_view name) const { return std::get<llb::exec_op>(step(name).what.what); }
     [[nodiscard]] const llb::file_op& file(std::string_view name) const { return std::get<llb::file_op>(step(name).what.what); }
-    [[nodiscard]] const llb::copy_action& copy(std::string_view name, std::size_t i = 0) const { return std::get<llb::copy_action>(file(name).actions.at(i).what); }
+    [[nodiscard]] const llb::copy_action& copy(std::string_view name, std::size_t i = 0) const {
+        return std::get<llb::copy_action>(file(name).actions.at(i).what);
+    }
     [[nodiscard]] const llb::source_op& context() const { return std::get<llb::source_op>(step("[internal] load build context").what.what); }
     [[nodiscard]] std::vector<std::string> history() const {
         std::vector<std::string> out;

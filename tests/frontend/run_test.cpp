@@ -63,7 +63,8 @@ BOOST_AUTO_TEST_CASE(options_of_the_request_reach_the_step) {
 
 BOOST_AUTO_TEST_CASE(here_documents) {
     const auto shell = build("FROM busybox\nRUN <<EOF\necho 1\necho 2\nEOF\n");
-    BOOST_TEST(shell.exec("[2/2] RUN <<EOF (echo 1...)").meta.args == (strings{"/bin/sh", "-c", "echo 1\necho 2\n"}), boost::test_tools::per_element());
+    BOOST_TEST(shell.exec("[2/2] RUN <<EOF (echo 1...)").meta.args == (strings{"/bin/sh", "-c", "echo 1\necho 2\n"}),
+               boost::test_tools::per_element());
     const auto script = build("FROM busybox\nRUN <<EOF\n#!/usr/bin/env python\nprint(1)\nEOF\n");
     const auto& e = script.exec("[2/2] RUN <<EOF (#!/usr/bin/env python...)");
     BOOST_TEST(e.meta.args == (strings{"/bin/sh", "-c", "/dev/pipes/EOF"}), boost::test_tools::per_element());
@@ -81,7 +82,9 @@ BOOST_AUTO_TEST_CASE(here_documents) {
 }
 
 BOOST_AUTO_TEST_CASE(bind_mounts) {
-    const auto o = build("FROM busybox AS a\nRUN a\nFROM busybox\nWORKDIR /w\nRUN --mount=target=.,rw --mount=from=a,source=/s,target=/t --mount=source=d/e,target=rel x\n");
+    const auto o = build(
+        "FROM busybox AS a\nRUN a\nFROM busybox\nWORKDIR /w\nRUN --mount=target=.,rw --mount=from=a,source=/s,target=/t "
+        "--mount=source=d/e,target=rel x\n");
     const auto& v = o.step("[stage-1 3/3] RUN --mount=target=.,rw --mount=from=a,source=/s,target=/t --mount=source=d/e,target=rel x");
     const auto& m = std::get<llb::exec_op>(v.what.what).mounts;
     BOOST_REQUIRE(m.size() == 4U);
@@ -101,12 +104,15 @@ BOOST_AUTO_TEST_CASE(bind_mounts) {
     BOOST_TEST(build("FROM busybox\nRUN --mount=source=d/e,target=/t x\n").context().attrs.at("local.followpaths") == R"(["d/e"])");
     BOOST_TEST(says(failure("FROM busybox\nRUN --mount=target=/ x\n"), "invalid mount target \"/\""));
     BOOST_TEST(failure("FROM busybox\nRUN --mount=type=nope,target=/x y\n").where()->line == 2U);
-    BOOST_TEST(says(failure("FROM busybox AS x\nRUN --mount=from=late,target=/x y\nFROM busybox AS late\nFROM x\nRUN z\n"), "cannot mount from stage \"late\""));
+    BOOST_TEST(says(failure("FROM busybox AS x\nRUN --mount=from=late,target=/x y\nFROM busybox AS late\nFROM x\nRUN z\n"),
+                    "cannot mount from stage \"late\""));
 }
 
 BOOST_AUTO_TEST_CASE(cache_and_tmpfs_mounts) {
-    const auto o = build("FROM busybox\nRUN --mount=type=cache,target=/root/.cache/ --mount=type=cache,id=i,target=/c,sharing=locked,uid=5,mode=0700 --mount=type=tmpfs,target=/t,size=64 x\n",
-                         [](auto& r, auto&) { r.build_args["BUILDKIT_CACHE_MOUNT_NS"] = "ns"; });
+    const auto o = build(
+        "FROM busybox\nRUN --mount=type=cache,target=/root/.cache/ --mount=type=cache,id=i,target=/c,sharing=locked,uid=5,mode=0700 "
+        "--mount=type=tmpfs,target=/t,size=64 x\n",
+        [](auto& r, auto&) { r.build_args["BUILDKIT_CACHE_MOUNT_NS"] = "ns"; });
     const auto& v = o.graph.vertices.back();
     const auto& m = std::get<llb::exec_op>(v.what.what).mounts;
     BOOST_REQUIRE(m.size() == 4U);
@@ -127,7 +133,9 @@ BOOST_AUTO_TEST_CASE(cache_and_tmpfs_mounts) {
 }
 
 BOOST_AUTO_TEST_CASE(secrets_and_ssh) {
-    const auto o = build("FROM busybox\nARG TOKEN\nRUN --mount=type=secret,id=a --mount=type=secret,id=t,env=TOKEN --mount=type=secret,target=/x/name,required,uid=1,mode=0440 --mount=type=ssh cmd $TOKEN\n");
+    const auto o = build(
+        "FROM busybox\nARG TOKEN\nRUN --mount=type=secret,id=a --mount=type=secret,id=t,env=TOKEN "
+        "--mount=type=secret,target=/x/name,required,uid=1,mode=0440 --mount=type=ssh cmd $TOKEN\n");
     const auto& v = o.graph.vertices.back();
     const auto& e = std::get<llb::exec_op>(v.what.what);
     BOOST_REQUIRE(e.mounts.size() == 4U);

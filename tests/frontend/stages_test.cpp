@@ -6,8 +6,10 @@ BOOST_AUTO_TEST_SUITE(stages)
 
 BOOST_AUTO_TEST_CASE(names_follow_the_stage_and_count_its_steps) {
     const auto o = build("FROM busybox AS base\nRUN a\nFROM base AS Final\nWORKDIR /w\nCOPY x y\n");
-    BOOST_TEST(o.steps() == (strings{"[internal] load build context", "[base 1/2] FROM docker.io/library/busybox:latest@" + digest::of("docker.io/library/busybox:latest").str(),
-                                     "[base 2/2] RUN a", "[final 1/2] WORKDIR /w", "[final 2/2] COPY x y"}), boost::test_tools::per_element());
+    BOOST_TEST(o.steps() == (strings{"[internal] load build context",
+                                     "[base 1/2] FROM docker.io/library/busybox:latest@" + digest::of("docker.io/library/busybox:latest").str(),
+                                     "[base 2/2] RUN a", "[final 1/2] WORKDIR /w", "[final 2/2] COPY x y"}),
+               boost::test_tools::per_element());
     BOOST_TEST(o.names == strings{"[internal] load metadata for docker.io/library/busybox:latest"}, boost::test_tools::per_element());
     BOOST_TEST(o.asked == strings{"docker.io/library/busybox:latest linux/amd64"}, boost::test_tools::per_element());
     BOOST_TEST(o.r.stages == (strings{"base", "final"}), boost::test_tools::per_element());
@@ -32,7 +34,8 @@ BOOST_AUTO_TEST_CASE(the_image_source_is_pinned_and_has_its_platform) {
 }
 
 BOOST_AUTO_TEST_CASE(only_what_the_target_needs_is_built_and_asked_for) {
-    const auto o = build("FROM missing AS no\nRUN n\nFROM busybox AS a\nRUN x\nFROM scratch\nCOPY --from=a /x /\nRUN z\n", [](auto& r, auto&) { r.target = "A"; });
+    const auto o = build("FROM missing AS no\nRUN n\nFROM busybox AS a\nRUN x\nFROM scratch\nCOPY --from=a /x /\nRUN z\n",
+                         [](auto& r, auto&) { r.target = "A"; });
     BOOST_TEST(o.asked.size() == 1U);
     BOOST_TEST(o.graph.vertices.size() == 2U);
     const auto e = failure("FROM busybox AS builder\nRUN x\n", [](auto& r, auto&) { r.target = "bulider"; });
@@ -41,8 +44,9 @@ BOOST_AUTO_TEST_CASE(only_what_the_target_needs_is_built_and_asked_for) {
 }
 
 BOOST_AUTO_TEST_CASE(bases_of_all_stages_are_asked_once_each) {
-    const auto o = build("FROM busybox AS a\nRUN 1\nFROM alpine AS b\nRUN 2\nFROM busybox\nCOPY --from=a / /\nCOPY --from=b / /\nCOPY --from=alpine:latest / /x\n",
-                         [](auto&, auto& g) { g.images["docker.io/library/alpine:latest"] = busybox; });
+    const auto o = build(
+        "FROM busybox AS a\nRUN 1\nFROM alpine AS b\nRUN 2\nFROM busybox\nCOPY --from=a / /\nCOPY --from=b / /\nCOPY --from=alpine:latest / /x\n",
+        [](auto&, auto& g) { g.images["docker.io/library/alpine:latest"] = busybox; });
     BOOST_TEST(std::set<std::string>(o.asked.begin(), o.asked.end()).size() == o.asked.size());
     BOOST_TEST(o.asked.size() == 2U);
 }
@@ -71,7 +75,8 @@ BOOST_AUTO_TEST_CASE(scratch_has_no_vertex) {
 
 BOOST_AUTO_TEST_CASE(a_base_without_layers_is_scratch) {
     const auto o = build("FROM empty\nCOPY a /\n", [](auto&, auto& g) {
-        g.images["docker.io/library/empty:latest"] = R"({"architecture":"amd64","os":"linux","config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"x","empty_layer":true}]})";
+        g.images["docker.io/library/empty:latest"] =
+            R"({"architecture":"amd64","os":"linux","config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":[]},"history":[{"created_by":"x","empty_layer":true}]})";
     });
     BOOST_TEST(o.graph.vertices.size() == 2U);
     BOOST_TEST(o.image.config.env.at(0) == "A=b");
@@ -96,7 +101,8 @@ BOOST_AUTO_TEST_CASE(platforms_of_stages) {
         r.target_platform = oci::platform{.os = "linux", .architecture = "arm64"};
         g.images["docker.io/library/busybox:latest"] = busybox;
     };
-    const auto o = build("FROM --platform=$BUILDPLATFORM busybox AS cross\nARG TARGETARCH\nRUN make $TARGETARCH\nFROM scratch\nCOPY --from=cross /out /\n", arm);
+    const auto o =
+        build("FROM --platform=$BUILDPLATFORM busybox AS cross\nARG TARGETARCH\nRUN make $TARGETARCH\nFROM scratch\nCOPY --from=cross /out /\n", arm);
     BOOST_TEST(o.asked.at(0) == "docker.io/library/busybox:latest linux/amd64");
     BOOST_TEST(o.exec("[cross 2/2] RUN make arm64").meta.env.back() == "TARGETARCH=arm64");
     BOOST_TEST(oci::format(o.r.platform) == "linux/arm64");
@@ -147,13 +153,16 @@ BOOST_AUTO_TEST_CASE(o_df_09_a_global_arg_counts_in_a_stage_only_once_declared_t
 BOOST_AUTO_TEST_CASE(o_df_10_a_blank_base_name_tells_the_argument) {
     const auto e = failure("FROM busybox AS one\nRUN x\nARG BASE=alpine\nFROM ${BASE} AS two\nRUN y\n", [](auto& r, auto&) { r.target = "one"; });
     BOOST_TEST(e.where()->line == 4U);
-    BOOST_TEST(says(e, "base name (${BASE}) should not be blank: BASE is not set here; an ARG for FROM must stand above the first FROM, and BASE stands below it in line 3"));
+    BOOST_TEST(says(e,
+                    "base name (${BASE}) should not be blank: BASE is not set here; an ARG for FROM must stand above the first FROM, and BASE stands "
+                    "below it in line 3"));
 }
 
 BOOST_AUTO_TEST_CASE(o_df_11_triggers_of_a_base_copy_from_stages_and_images) {
     const auto o = build("FROM busybox AS tools\nRUN t\nFROM trigger\nRUN own\n", [](auto&, auto& g) {
         g.images["docker.io/library/alpine:latest"] = busybox;
-        g.images["docker.io/library/trigger:latest"] = R"({"architecture":"amd64","os":"linux","config":{"OnBuild":["COPY --from=alpine /a /b","COPY --from=tools /c /d"]},"rootfs":{"type":"layers","diff_ids":["sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"]}})";
+        g.images["docker.io/library/trigger:latest"] =
+            R"({"architecture":"amd64","os":"linux","config":{"OnBuild":["COPY --from=alpine /a /b","COPY --from=tools /c /d"]},"rootfs":{"type":"layers","diff_ids":["sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"]}})";
     });
     const auto& first = o.step("[stage-1 2/4] ONBUILD COPY --from=alpine /a /b");
     const auto& second = o.step("[stage-1 3/4] ONBUILD COPY --from=tools /c /d");
@@ -176,11 +185,13 @@ BOOST_AUTO_TEST_CASE(o_df_12_triggers_of_a_stage_run_in_its_child_only) {
 BOOST_AUTO_TEST_CASE(triggers_are_expanded_where_they_run) {
     const auto o = build("FROM busybox AS one\nENV D=/early\nONBUILD COPY x ${D}/\nFROM one\nENV E=1\n");
     BOOST_TEST(o.copy("[stage-1 1/1] ONBUILD COPY x /early/").dest == "/early/");
-    BOOST_TEST(build("FROM busybox\nENV D=/early\nONBUILD COPY x ${D}/\n").image.config.on_build == strings{"COPY x ${D}/"}, boost::test_tools::per_element());
+    BOOST_TEST(build("FROM busybox\nENV D=/early\nONBUILD COPY x ${D}/\n").image.config.on_build == strings{"COPY x ${D}/"},
+               boost::test_tools::per_element());
 }
 
 BOOST_AUTO_TEST_CASE(syntax_directives) {
-    for (const auto* image : {"docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile:1@sha256:aa", "docker/dockerfile-upstream:master"}) {
+    for (const auto* image :
+         {"docker/dockerfile:1", "docker/dockerfile:1.7-labs", "docker.io/docker/dockerfile:1@sha256:aa", "docker/dockerfile-upstream:master"}) {
         BOOST_TEST(build(cat("# syntax=", image, "\nFROM busybox\nRUN x\n")).graph.vertices.size() == 2U);
     }
     const auto e = failure("# syntax=example.com/other:1\nFROM busybox\n");

@@ -73,7 +73,9 @@ BOOST_AUTO_TEST_CASE(attributes_and_hard_links) {
     std::map<std::string, std::pair<std::string, bool>> told;
     fs::copy_options o;
     o.hash = true;
-    o.done = [&](const fs::copied_entry& e) { told[std::string(e.path)] = {e.content != nullptr ? e.content->str() : std::string(e.link), !e.hard_link.empty()}; };
+    o.done = [&](const fs::copied_entry& e) {
+        told[std::string(e.path)] = {e.content != nullptr ? e.content->str() : std::string(e.link), !e.hard_link.empty()};
+    };
     t.copy(o);
     const auto tool = t.to("bin/tool");
     BOOST_TEST(tool->permissions() == 04755U);
@@ -166,7 +168,8 @@ BOOST_AUTO_TEST_CASE(odd_names_and_loops) {
     BOOST_TEST(t.to("a")->is_link());
     BOOST_TEST(read_file(t.d / "to/\xe9") == "latin");
     BOOST_TEST(read_file(t.d / "to/new\nline") == "n");
-    BOOST_CHECK_EXCEPTION(fs::copy_tree(t.dir.get(), "none", t.dir.get(), "to", {}), error, [](const error& e) { return e.kind() == errc::not_found; });
+    BOOST_CHECK_EXCEPTION(fs::copy_tree(t.dir.get(), "none", t.dir.get(), "to", {}), error,
+                          [](const error& e) { return e.kind() == errc::not_found; });
     fs::copy_tree(t.dir.get(), "from/\xe9", t.dir.get(), "single", {});
     BOOST_TEST(read_file(t.d / "single") == "latin");
 }

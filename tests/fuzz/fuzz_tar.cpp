@@ -40,9 +40,11 @@ void round_trip(const tar_entry& e) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     const auto bytes = std::as_bytes(std::span(data, size));
     try {
-        tar_reader r{decompress_auto(read_from(bytes), nullptr, {.max_bytes = most}), {.max_header_bytes = 1 << 20, .max_path_bytes = 8192, .max_entries = 2000}};
+        tar_reader r{decompress_auto(read_from(bytes), nullptr, {.max_bytes = most}),
+                     {.max_header_bytes = 1 << 20, .max_path_bytes = 8192, .max_entries = 2000}};
         for (tar_entry e; r.next(e);) {
-            while (!r.data().empty()) {}
+            while (!r.data().empty()) {
+            }
             round_trip(e);
         }
     } catch (const error& e) {

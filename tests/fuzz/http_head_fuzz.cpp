@@ -1,6 +1,6 @@
 // A hostile server: every byte it sends over a real socket ends in a body or in a cobuild::error.
-#include <sys/socket.h>
 #include <netinet/in.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cstddef>
@@ -61,7 +61,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
         (void)!::recv(peer, request, sizeof request, 0);
         (void)!::send(peer, data, size, MSG_NOSIGNAL);
         ::shutdown(peer, SHUT_WR);
-        while (::recv(peer, request, sizeof request, 0) > 0) {}
+        while (::recv(peer, request, sizeof request, 0) > 0) {
+        }
         ::close(peer);
     });
     rt.block_on(exchange(rt, port_of(fd)));

@@ -55,7 +55,8 @@ CO_TEST_CASE(trust) {
     BOOST_TEST(co_await get(rt, cat("localhost:", r.port()), {.ca = {other.cert(), ours.cert()}}) == "{}");
     BOOST_TEST(co_await get(rt, r.host(), {.insecure = true}) == "{}");
     const auto unknown = co_await get(rt, r.host(), {.ca = {other.cert()}});
-    BOOST_TEST(has(unknown, cat("the certificate of ", r.host(), " is signed by an unknown authority (issuer CN = Ours); add its CA file to \"ca\" in [registry.\"x\"]")));
+    BOOST_TEST(has(unknown, cat("the certificate of ", r.host(),
+                                " is signed by an unknown authority (issuer CN = Ours); add its CA file to \"ca\" in [registry.\"x\"]")));
 }
 
 CO_TEST_CASE(wrong_name_and_expired) {
@@ -63,7 +64,8 @@ CO_TEST_CASE(wrong_name_and_expired) {
     const test::authority ours(dir.path(), "Ours");
     const auto elsewhere = ours.issue("elsewhere", "DNS:a.example,DNS:b.example,IP:10.0.0.1");
     fake_registry r({.tls_cert = elsewhere.cert, .tls_key = elsewhere.key});
-    BOOST_TEST(has(co_await get(rt, r.host(), {.ca = {ours.cert()}}), cat("the certificate of ", r.host(), " is for a.example, b.example, 10.0.0.1, not for 127.0.0.1")));
+    BOOST_TEST(has(co_await get(rt, r.host(), {.ca = {ours.cert()}}),
+                   cat("the certificate of ", r.host(), " is for a.example, b.example, 10.0.0.1, not for 127.0.0.1")));
     const auto old = ours.issue("old", "IP:127.0.0.1", -1);
     fake_registry s({.tls_cert = old.cert, .tls_key = old.key});
     BOOST_TEST(has(co_await get(rt, s.host(), {.ca = {ours.cert()}}), cat("the certificate of ", s.host(), " expired on 20")));

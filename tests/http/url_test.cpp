@@ -18,7 +18,8 @@ BOOST_AUTO_TEST_CASE(urls) {
     BOOST_TEST(u.str() == "https://example.com/a/b?q=1");
     BOOST_TEST(url::parse("http://[::1]:5000").str() == "http://[::1]:5000/");
     BOOST_TEST(url::parse("http://h?x").target == "/?x");
-    for (const auto text : {"", "ftp://h/", "http://", "http://h:0/", "http://h:99999/", "http://user@h/", "http://h/a b", "http://h/\r\nX: y", "//h", "http://[::1", "http://h:/"})
+    for (const auto text : {"", "ftp://h/", "http://", "http://h:0/", "http://h:99999/", "http://user@h/", "http://h/a b", "http://h/\r\nX: y", "//h",
+                            "http://[::1", "http://h:/"})
         BOOST_TEST_CONTEXT(text) BOOST_CHECK_THROW(url::parse(text), error);
 }
 
@@ -49,7 +50,9 @@ BOOST_AUTO_TEST_CASE(header_names_have_no_case) {
 
 BOOST_AUTO_TEST_CASE(proxies) {
     http::proxy_settings p{.http = "http://p:1", .https = "http://q:2", .no_proxy = "direct.example, .inner.example,10.0.0.0/8,h:81"};
-    const auto chosen = [&](std::string_view authority, bool tls = false) { return p.proxy_for(http::parse_endpoint(authority, tls)).value_or("none"); };
+    const auto chosen = [&](std::string_view authority, bool tls = false) {
+        return p.proxy_for(http::parse_endpoint(authority, tls)).value_or("none");
+    };
     BOOST_TEST(chosen("example.com") == "http://p:1");
     BOOST_TEST(chosen("example.com", true) == "http://q:2");
     BOOST_TEST(chosen("direct.example") == "none");

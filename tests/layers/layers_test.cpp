@@ -42,7 +42,7 @@ std::map<std::string, int> floors() {
 }
 
 const std::set<std::pair<std::string, std::string>> allowed_on_one_floor = {
-    {"fs", "async"},       {"archive", "async"},  {"archive", "fs"},   {"db", "async"},       {"db", "fs"},          {"snapshot", "content"},
+    {"fs", "async"},         {"archive", "async"},  {"archive", "fs"},    {"db", "async"},     {"db", "fs"},           {"snapshot", "content"},
     {"registry", "content"}, {"cache", "snapshot"}, {"cache", "content"}, {"solver", "cache"}, {"registry", "config"},
 };
 

@@ -153,10 +153,11 @@ BOOST_AUTO_TEST_CASE(rules_of_single_ops) {
     BOOST_TEST(says(refused([&](llb::op& o) { o.what = llb::passthrough_op{"x", {}}; }), "no outputs"));
     BOOST_TEST(says(refused([&](llb::op& o) { o.what = llb::source_op{"local://a", {}}; }), "has inputs"));
     BOOST_TEST(says(refused([&](llb::op& o) {
-        llb::file_op f;
-        f.actions = {{.input = 1, .secondary_input = -1, .output = 0, .what = llb::rm_action{"/x", false, false}}};
-        o.what = f;
-    }), "a file action names input 1"));
+                        llb::file_op f;
+                        f.actions = {{.input = 1, .secondary_input = -1, .output = 0, .what = llb::rm_action{"/x", false, false}}};
+                        o.what = f;
+                    }),
+                    "a file action names input 1"));
     // What an absent lower or upper side unmarshals to is refused, as BuildKit does.
     BOOST_TEST(says(why([] { llb::validate(llb::unmarshal_op(std::string_view("\x3a\x00", 2))); }), "lower side"));
 }
@@ -165,12 +166,19 @@ BOOST_AUTO_TEST_CASE(dumps) {
     llb::graph g;
     const auto a = g.add({.inputs = {}, .what = llb::source_op{"local://\"q\"", {{"k", "\n"}}}, .platform = {}});
     llb::file_op f;
-    f.actions = {{.input = 0, .secondary_input = -1, .output = 0, .what = llb::mkfile_action{.path = "/f", .mode = 420, .data = "hi", .owner = {}, .timestamp = -1}}};
+    f.actions = {{.input = 0,
+                  .secondary_input = -1,
+                  .output = 0,
+                  .what = llb::mkfile_action{.path = "/f", .mode = 420, .data = "hi", .owner = {}, .timestamp = -1}}};
     const auto b = g.add({.inputs = {a}, .what = f, .platform = {}});
     const auto d = g.finish(b);
     const auto json = llb::to_json(d);
-    BOOST_TEST(says(json, R"({"Op":{"Op":{"source":{"identifier":"local://\"q\"","attrs":{"k":"\n"}}},"constraints":{}},"Digest":")" + a.vertex.str() + R"(","OpMetadata":{}})"));
-    BOOST_TEST(says(json, R"("inputs":[{"digest":")" + a.vertex.str() + R"("}],"Op":{"file":{"actions":[{"secondaryInput":-1,"Action":{"mkfile":{"path":"/f","mode":420,"data":"aGk=","timestamp":-1}}}]}})"));
+    BOOST_TEST(says(json, R"({"Op":{"Op":{"source":{"identifier":"local://\"q\"","attrs":{"k":"\n"}}},"constraints":{}},"Digest":")" +
+                              a.vertex.str() + R"(","OpMetadata":{}})"));
+    BOOST_TEST(says(
+        json,
+        R"("inputs":[{"digest":")" + a.vertex.str() +
+            R"("}],"Op":{"file":{"actions":[{"secondaryInput":-1,"Action":{"mkfile":{"path":"/f","mode":420,"data":"aGk=","timestamp":-1}}}]}})"));
     BOOST_TEST(says(llb::to_dot(d), R"("mkfile /f")"));
     BOOST_TEST(says(llb::to_dot(d), "\"" + a.vertex.str() + "\" -> \"" + b.vertex.str() + "\";"));
 }

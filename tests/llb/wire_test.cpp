@@ -52,13 +52,18 @@ llb::op everything() {
               .cgroup_parent = "cg",
               .remove_mount_stubs_recursive = true,
               .valid_exit_codes = {0, 300, -1}};
-    e.mounts = {{.input = 0, .dest = "/", .output = 0},
-                {.input = llb::scratch, .dest = "/t", .output = llb::no_output, .type = llb::mount_type::tmpfs, .tmpfs = llb::tmpfs_opt{1 << 20}},
-                {.input = 1, .selector = "/cache", .dest = "/c", .output = llb::no_output, .type = llb::mount_type::cache,
-                 .cache = llb::cache_opt{"id", llb::cache_sharing::locked}},
-                {.input = llb::scratch, .dest = "/s", .output = 0, .type = llb::mount_type::secret, .secret = llb::secret_opt{"s", 1, 2, 0400, true}},
-                {.input = llb::scratch, .dest = "/a", .output = 0, .type = llb::mount_type::ssh, .ssh = llb::secret_opt{"default", 0, 0, 0600, false}},
-                {.input = 1, .dest = "/r", .output = llb::no_output, .readonly = true, .result_id = "r", .content = llb::content_cache::off}};
+    e.mounts = {
+        {.input = 0, .dest = "/", .output = 0},
+        {.input = llb::scratch, .dest = "/t", .output = llb::no_output, .type = llb::mount_type::tmpfs, .tmpfs = llb::tmpfs_opt{1 << 20}},
+        {.input = 1,
+         .selector = "/cache",
+         .dest = "/c",
+         .output = llb::no_output,
+         .type = llb::mount_type::cache,
+         .cache = llb::cache_opt{"id", llb::cache_sharing::locked}},
+        {.input = llb::scratch, .dest = "/s", .output = 0, .type = llb::mount_type::secret, .secret = llb::secret_opt{"s", 1, 2, 0400, true}},
+        {.input = llb::scratch, .dest = "/a", .output = 0, .type = llb::mount_type::ssh, .ssh = llb::secret_opt{"default", 0, 0, 0600, false}},
+        {.input = 1, .dest = "/r", .output = llb::no_output, .readonly = true, .result_id = "r", .content = llb::content_cache::off}};
     e.network = llb::net_mode::none;
     e.security = llb::security_mode::insecure;
     e.secret_envs = {{"id", "NAME", true}};
@@ -72,15 +77,32 @@ llb::op everything() {
 llb::op all_files() {
     const llb::chown_opt owner{.user = llb::user_opt{llb::named_user{"daemon", 0}}, .group = llb::user_opt{std::uint32_t{0}}};
     llb::file_op f;
-    f.actions.push_back({.input = 0, .secondary_input = 1, .output = llb::no_output,
-                         .what = llb::copy_action{.src = "/a*", .dest = "/b/", .owner = owner, .mode = 0644, .follow_symlink = true,
-                                                  .dir_copy_contents = true, .attempt_unpack = true, .create_dest_path = true,
-                                                  .allow_wildcard = true, .allow_empty_wildcard = true, .timestamp = 5,
-                                                  .include_patterns = {"i"}, .exclude_patterns = {"e"}, .always_replace_existing = true,
-                                                  .mode_str = "u+x", .required_paths = {"p"}}});
-    f.actions.push_back({.input = 2, .secondary_input = -1, .output = llb::no_output,
+    f.actions.push_back({.input = 0,
+                         .secondary_input = 1,
+                         .output = llb::no_output,
+                         .what = llb::copy_action{.src = "/a*",
+                                                  .dest = "/b/",
+                                                  .owner = owner,
+                                                  .mode = 0644,
+                                                  .follow_symlink = true,
+                                                  .dir_copy_contents = true,
+                                                  .attempt_unpack = true,
+                                                  .create_dest_path = true,
+                                                  .allow_wildcard = true,
+                                                  .allow_empty_wildcard = true,
+                                                  .timestamp = 5,
+                                                  .include_patterns = {"i"},
+                                                  .exclude_patterns = {"e"},
+                                                  .always_replace_existing = true,
+                                                  .mode_str = "u+x",
+                                                  .required_paths = {"p"}}});
+    f.actions.push_back({.input = 2,
+                         .secondary_input = -1,
+                         .output = llb::no_output,
                          .what = llb::mkfile_action{.path = "/f", .mode = 0755, .data = "\0\xff"s, .owner = {}, .timestamp = -1}});
-    f.actions.push_back({.input = 3, .secondary_input = -1, .output = llb::no_output,
+    f.actions.push_back({.input = 3,
+                         .secondary_input = -1,
+                         .output = llb::no_output,
                          .what = llb::mkdir_action{.path = "/d", .mode = 0755, .make_parents = true, .owner = llb::chown_opt{}, .timestamp = 0}});
     f.actions.push_back({.input = 4, .secondary_input = -1, .output = llb::no_output, .what = llb::rm_action{"/x", true, true}});
     f.actions.push_back({.input = 5, .secondary_input = -1, .output = 0, .what = llb::symlink_action{"/o", "/n", {}, -1}});
@@ -100,7 +122,8 @@ BOOST_AUTO_TEST_CASE(a_source_op_byte_by_byte) {
 
 // A definition that BuildKit's own client wrote (its solver's test data has it): the names of its two vertices.
 BOOST_AUTO_TEST_CASE(names_equal_buildkits) {
-    const llb::op image{.inputs = {}, .what = llb::source_op{"docker-image://docker.io/library/busybox:latest", {}}, .platform = {}, .constraints = {}};
+    const llb::op image{
+        .inputs = {}, .what = llb::source_op{"docker-image://docker.io/library/busybox:latest", {}}, .platform = {}, .constraints = {}};
     const auto id = digest::of(llb::marshal(image));
     BOOST_TEST(id.str() == "sha256:74ecb5d790c33a213ba00f8f43d62947df1d4dea72f5ec13353a9b943f469f0f");
     llb::graph g;
@@ -113,24 +136,45 @@ BOOST_AUTO_TEST_CASE(negative_numbers_take_ten_bytes_and_zero_none) {
     e.mounts = {{.input = -1, .dest = "/", .output = 0}};
     const llb::op o{.inputs = {}, .what = e, .platform = {}, .constraints = {}};
     // exec{ meta{} mounts{ input -1, dest "/" } }
-    BOOST_TEST(hex(llb::marshal(o)) == "1212" "0a00" "120e" "08ffffffffffffffffff01" "1a012f");
+    BOOST_TEST(hex(llb::marshal(o)) ==
+               "1212"
+               "0a00"
+               "120e"
+               "08ffffffffffffffffff01"
+               "1a012f");
 }
 
 BOOST_AUTO_TEST_CASE(a_case_of_a_oneof_is_written_even_when_zero) {
     llb::file_op f;
-    f.actions = {{.input = 0, .secondary_input = 0, .output = 0,
-                  .what = llb::mkdir_action{.path = "", .mode = 0, .make_parents = false, .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{0}}, .group = {}}, .timestamp = 0}}};
+    f.actions = {{.input = 0,
+                  .secondary_input = 0,
+                  .output = 0,
+                  .what = llb::mkdir_action{.path = "",
+                                            .mode = 0,
+                                            .make_parents = false,
+                                            .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{0}}, .group = {}},
+                                            .timestamp = 0}}};
     const llb::op o{.inputs = {}, .what = f, .platform = {}, .constraints = {}};
     // file{ actions{ mkdir{ owner{ user{ byID 0 } } } } }
-    BOOST_TEST(hex(llb::marshal(o)) == "220a" "1208" "3206" "2204" "0a02" "1000");
+    BOOST_TEST(hex(llb::marshal(o)) ==
+               "220a"
+               "1208"
+               "3206"
+               "2204"
+               "0a02"
+               "1000");
 }
 
 BOOST_AUTO_TEST_CASE(what_was_written_is_read_back) {
-    for (const auto& o : {everything(), all_files(),
-                          llb::op{.inputs = {{digest::of("a"), 0}}, .what = llb::merge_op{{0, -1, 0}}, .platform = {}},
+    for (const auto& o : {everything(), all_files(), llb::op{.inputs = {{digest::of("a"), 0}}, .what = llb::merge_op{{0, -1, 0}}, .platform = {}},
                           llb::op{.inputs = {{digest::of("a"), 0}}, .what = llb::diff_op{-1, 0}, .platform = {}},
                           llb::op{.inputs = {{digest::of("a"), 0}}, .what = llb::passthrough_op{"id", {0, 1, 200}}, .platform = {}},
-                          llb::op{.inputs = {}, .what = llb::build_op{.builder = -1, .inputs = {{"buildkit.llb.definition", 0}}, .def = std::make_shared<llb::definition>(llb::definition{{"x"}, {}, {}}), .attrs = {{"k", "v"}}}, .platform = {}}}) {
+                          llb::op{.inputs = {},
+                                  .what = llb::build_op{.builder = -1,
+                                                        .inputs = {{"buildkit.llb.definition", 0}},
+                                                        .def = std::make_shared<llb::definition>(llb::definition{{"x"}, {}, {}}),
+                                                        .attrs = {{"k", "v"}}},
+                                  .platform = {}}}) {
         const auto data = llb::marshal(o);
         const auto again = llb::unmarshal_op(data);
         BOOST_TEST(hex(llb::marshal(again)) == hex(data));
@@ -156,9 +200,15 @@ BOOST_AUTO_TEST_CASE(protoc_agrees) {
     const cobuild::test::scratch_dir dir;
     const std::string proto = cat("--proto_path=", std::getenv("COBUILD_SOURCE_DIR"), "/proto ops.proto");
     llb::graph g;
-    const auto base = g.add({.inputs = {}, .what = llb::source_op{"docker-image://docker.io/library/busybox:latest", {}}, .platform = llb::platform{"amd64", "linux", "", "", {}}},
-                            {.ignore_cache = true, .description = {{"llb.customname", "x"}, {"a", ""}}, .export_cache = false, .caps = {{"c", true}},
-                             .progress_group = llb::progress_group{"i", "n", true}, .linux_resources = llb::linux_resources{1, -1, 2, 3, 4, "0", "1"}},
+    const auto base = g.add({.inputs = {},
+                             .what = llb::source_op{"docker-image://docker.io/library/busybox:latest", {}},
+                             .platform = llb::platform{"amd64", "linux", "", "", {}}},
+                            {.ignore_cache = true,
+                             .description = {{"llb.customname", "x"}, {"a", ""}},
+                             .export_cache = false,
+                             .caps = {{"c", true}},
+                             .progress_group = llb::progress_group{"i", "n", true},
+                             .linux_resources = llb::linux_resources{1, -1, 2, 3, 4, "0", "1"}},
                             {{{1, 0}, {2, 0}}});
     g.set_source({"Dockerfile", "FROM x\n\xc3\xa4", nullptr, "Dockerfile"});
     int n = 0;
@@ -232,7 +282,7 @@ BOOST_AUTO_TEST_CASE(limits_hold) {
     std::string nested = "\x1a\x00"s;  // build_op{ def{ source{ infos{ definition{ ... } } } } }
     const auto wrap = [](char key, const std::string& inner) {
         std::string out(1, key);
-        for (auto n = inner.size(); ; n >>= 7) {
+        for (auto n = inner.size();; n >>= 7) {
             out += static_cast<char>(n >= 0x80 ? n | 0x80 : n);
             if (n < 0x80) break;
         }

@@ -32,13 +32,15 @@ BOOST_AUTO_TEST_CASE(manifest_round_trip_is_byte_for_byte) {
   "mediaType": "application/vnd.oci.image.manifest.v1+json",
   "config": {
     "mediaType": "application/vnd.oci.image.config.v1+json",
-    "digest": "sha256:)", a64, R"(",
+    "digest": "sha256:)",
+                                 a64, R"(",
     "size": 7
   },
   "layers": [
     {
       "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
-      "digest": "sha256:)", b64, R"(",
+      "digest": "sha256:)",
+                                 b64, R"(",
       "size": 12345678901,
       "annotations": {
         "k": "\u003cv\u003e"
@@ -66,11 +68,11 @@ BOOST_AUTO_TEST_CASE(documents_refused) {
     BOOST_TEST(failure([] { oci::parse_manifest(R"({"schemaVersion":2})"); }) == "manifest: config: missing \"config\"");
     BOOST_TEST(failure([] { oci::parse_manifest(R"({"schemaVersion":2,"config":{},"manifests":[]})"); }) ==
                "manifest: it has the members of both a manifest and an index");
+    BOOST_TEST(failure([] { oci::parse_manifest(R"({"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:short","size":1}})"); }) ==
+               "manifest: config: \"digest\": \"sha256:short\" is not a sha256 digest");
     BOOST_TEST(failure([] {
-                   oci::parse_manifest(R"({"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:short","size":1}})");
-               }) == "manifest: config: \"digest\": \"sha256:short\" is not a sha256 digest");
-    BOOST_TEST(failure([] { oci::parse_manifest(cat(R"({"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:)", a64, R"(","size":-1}})")); }) ==
-               "manifest: config: \"size\": expected a number of at least 0, found -1");
+                   oci::parse_manifest(cat(R"({"schemaVersion":2,"config":{"mediaType":"x","digest":"sha256:)", a64, R"(","size":-1}})"));
+               }) == "manifest: config: \"size\": expected a number of at least 0, found -1");
     BOOST_TEST(failure([] { oci::parse_manifest("[]"); }) == "manifest: expected an object");
 }
 
@@ -80,7 +82,8 @@ BOOST_AUTO_TEST_CASE(image_config_keeps_everything) {
         R"("Volumes":{"/v":{}},"WorkingDir":"/w","Labels":{"l":"m"},"StopSignal":"SIGINT","ArgsEscaped":true,)",
         R"("Healthcheck":{"Test":["CMD","true"],"Interval":1000000000,"Retries":3},"OnBuild":["RUN x"],"Shell":["/bin/sh"],"StopTimeout":3,"Own":{"z":1,"a":2}},)",
         R"("created":"2024-01-01T00:00:00Z","docker_version":"24","history":[{"created":"2024-01-01T00:00:00Z","created_by":"RUN a \u0026 b"},)",
-        R"({"comment":"c","empty_layer":true}],"os":"linux","os.features":["f"],"rootfs":{"type":"layers","diff_ids":["sha256:)", a64, R"("]},"variant":"v7"})");
+        R"({"comment":"c","empty_layer":true}],"os":"linux","os.features":["f"],"rootfs":{"type":"layers","diff_ids":["sha256:)", a64,
+        R"("]},"variant":"v7"})");
     const auto i = oci::parse_image(text);
     BOOST_TEST(i.platform.variant == "v7");
     BOOST_TEST(i.config.healthcheck.value().interval.count() == 1'000'000'000);
@@ -92,7 +95,8 @@ BOOST_AUTO_TEST_CASE(image_config_keeps_everything) {
 }
 
 BOOST_AUTO_TEST_CASE(image_config_nulls_and_old_forms) {
-    const auto i = oci::parse_image(R"({"os":"linux","architecture":"amd64","config":{"Cmd":null,"Entrypoint":"one","Volumes":null,"Env":null},"rootfs":null,"history":null})");
+    const auto i = oci::parse_image(
+        R"({"os":"linux","architecture":"amd64","config":{"Cmd":null,"Entrypoint":"one","Volumes":null,"Env":null},"rootfs":null,"history":null})");
     BOOST_TEST(i.config.cmd.empty());
     BOOST_TEST((i.config.entrypoint == std::vector<std::string>{"one"}));
     BOOST_TEST(oci::parse_image(R"({"config":null})").config.env.empty());

@@ -30,12 +30,16 @@ BOOST_AUTO_TEST_CASE(parse_and_format) {
     BOOST_TEST(oci::parse_platform("windows(10.0.17763)/amd64").os_version == "10.0.17763");
     BOOST_TEST(oci::format({}) == "unknown");
     for (const auto text : {"", "foo", "linux/", "/amd64", "linux/&arm", "linux/arm/v7/x", "linux//v7"}) {
-        BOOST_TEST_CONTEXT(text) { BOOST_CHECK_EXCEPTION(oci::parse_platform(text), error, [](const error& e) { return e.kind() == errc::invalid; }); }
+        BOOST_TEST_CONTEXT(text) {
+            BOOST_CHECK_EXCEPTION(oci::parse_platform(text), error, [](const error& e) { return e.kind() == errc::invalid; });
+        }
     }
 }
 
 BOOST_AUTO_TEST_CASE(what_serves_what) {
-    const auto rank = [](std::string_view wanted, std::string_view offered) { return oci::match_rank(oci::parse_platform(wanted), oci::parse_platform(offered)); };
+    const auto rank = [](std::string_view wanted, std::string_view offered) {
+        return oci::match_rank(oci::parse_platform(wanted), oci::parse_platform(offered));
+    };
     BOOST_TEST((rank("linux/amd64", "linux/amd64") == 0U));
     BOOST_TEST((rank("linux/amd64", "linux/386") == 1U));
     BOOST_TEST(!rank("linux/amd64", "linux/arm64"));
@@ -52,12 +56,13 @@ BOOST_AUTO_TEST_CASE(what_serves_what) {
 
 BOOST_AUTO_TEST_CASE(choice_from_an_index) {
     const auto entry = [](char n, std::string_view platform) {
-        return cat(R"({"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:)", std::string(64, n), R"(","size":1,"platform":)", platform, "}");
+        return cat(R"({"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":"sha256:)", std::string(64, n), R"(","size":1,"platform":)",
+                   platform, "}");
     };
-    const auto index = oci::parse_index(cat(R"({"schemaVersion":2,"manifests":[)", entry('1', R"({"architecture":"arm","os":"linux","variant":"v6"})"), ",",
-                                            entry('2', R"({"architecture":"arm","os":"linux","variant":"v7"})"), ",",
-                                            entry('3', R"({"architecture":"unknown","os":"unknown"})"), ",", entry('4', R"({"architecture":"amd64","os":"linux"})"),
-                                            "]}"));
+    const auto index = oci::parse_index(
+        cat(R"({"schemaVersion":2,"manifests":[)", entry('1', R"({"architecture":"arm","os":"linux","variant":"v6"})"), ",",
+            entry('2', R"({"architecture":"arm","os":"linux","variant":"v7"})"), ",", entry('3', R"({"architecture":"unknown","os":"unknown"})"), ",",
+            entry('4', R"({"architecture":"amd64","os":"linux"})"), "]}"));
     const auto chosen = oci::select(index, oci::parse_platform("linux/arm/v7"));
     BOOST_TEST_REQUIRE(chosen.size() == 2U);
     BOOST_TEST(chosen[0].digest.hex()[0] == '2');

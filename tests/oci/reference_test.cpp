@@ -79,9 +79,34 @@ BOOST_AUTO_TEST_CASE(a_path_that_looks_like_a_host_keeps_its_domain) {
 }
 
 BOOST_AUTO_TEST_CASE(refused) {
-    for (const auto text : {"", "https://example.com/a/b", "docker/Docker", "-docker", "-docker/docker", "-docker.io/docker/docker", "docker///docker",
-                            "docker.io/docker/Docker", "docker.io/docker///docker", "a:", "a@", "a:-x", "a@sha256:abc", "/a", "a/", "a b", "a..b", "a___b", "a._b",
-                            "Uppercase", "localhost:x/a", "my_host.com/a", "a@md5:0123456789abcdef0123456789abcdef", ":tag", "a:t:t", "[::1/a", "\xff", "a\n"})
+    for (const auto text : {"",
+                            "https://example.com/a/b",
+                            "docker/Docker",
+                            "-docker",
+                            "-docker/docker",
+                            "-docker.io/docker/docker",
+                            "docker///docker",
+                            "docker.io/docker/Docker",
+                            "docker.io/docker///docker",
+                            "a:",
+                            "a@",
+                            "a:-x",
+                            "a@sha256:abc",
+                            "/a",
+                            "a/",
+                            "a b",
+                            "a..b",
+                            "a___b",
+                            "a._b",
+                            "Uppercase",
+                            "localhost:x/a",
+                            "my_host.com/a",
+                            "a@md5:0123456789abcdef0123456789abcdef",
+                            ":tag",
+                            "a:t:t",
+                            "[::1/a",
+                            "\xff",
+                            "a\n"})
         BOOST_TEST(refusal(text) == "refused");
     BOOST_TEST(refusal(hex64) == "refused");
     BOOST_TEST(refusal(cat("a:", std::string(129, 'T'))) == "refused");

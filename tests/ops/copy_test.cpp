@@ -150,14 +150,16 @@ WORLD_CASE(links_at_the_source) {
 
 // O-CP-01, O-CP-03, O-CP-04, O-CP-06
 WORLD_CASE(wildcards) {
-    for (const auto* name : {"a.txt", "b.txt", "c.md", "file[0].txt", "star*", "new\nline.txt", "\xe9", "d/x.txt", "e/x.txt", "d/y.md"}) write_file(w.context() / name, name);
+    for (const auto* name : {"a.txt", "b.txt", "c.md", "file[0].txt", "star*", "new\nline.txt", "\xe9", "d/x.txt", "e/x.txt", "d/y.md"})
+        write_file(w.context() / name, name);
     const auto from = co_await open_context(w);
     const auto two = co_await copy(w, from, copy_of("/[ab].txt", "/d/"));
     BOOST_TEST(two.now->root->list("d") == (std::vector<std::string>{"a.txt", "b.txt"}), boost::test_tools::per_element());
     // More than one source, so the destination is a directory whatever its spelling.
     BOOST_TEST((co_await copy(w, from, copy_of("/[ab].txt", "/d"))).now->text("d/b.txt") == "b.txt");
     BOOST_TEST((co_await copy(w, from, copy_of("/c.*", "/out"))).now->text("out") == "c.md");
-    for (const auto* pattern : {"/file[[]0].txt", "/file\\[0\\].txt"}) BOOST_TEST((co_await copy(w, from, copy_of(pattern, "/d/"))).now->text("d/file[0].txt") == "file[0].txt");
+    for (const auto* pattern : {"/file[[]0].txt", "/file\\[0\\].txt"})
+        BOOST_TEST((co_await copy(w, from, copy_of(pattern, "/d/"))).now->text("d/file[0].txt") == "file[0].txt");
     BOOST_TEST((co_await copy(w, from, copy_of("/star\\*", "/d/"))).now->root->list("d").size() == 1U);
     BOOST_TEST((co_await copy(w, from, copy_of("/new\nline.txt", "/d/"))).now->text("d/new\nline.txt") == "new\nline.txt");
     BOOST_TEST((co_await copy(w, from, copy_of("/\xe9", "/d/"))).now->text("d/\xe9") == "\xe9");
@@ -175,7 +177,8 @@ WORLD_CASE(wildcards) {
 }
 
 WORLD_CASE(what_the_action_excludes_and_includes) {
-    for (const auto* name : {"home.txt", "home.md", "src/a.c", "src/a.o", "src/deep/b.c", "src/deep/b.o", "src/tmp/c.c"}) write_file(w.context() / name, name);
+    for (const auto* name : {"home.txt", "home.md", "src/a.c", "src/a.o", "src/deep/b.c", "src/deep/b.o", "src/tmp/c.c"})
+        write_file(w.context() / name, name);
     stdfs::create_symlink("home.md", w.context() / "home.link");
     const auto from = co_await open_context(w);
     auto top = copy_of("/hom*", "/d/");
@@ -210,13 +213,16 @@ WORLD_CASE(what_the_action_excludes_and_includes) {
 
 // O-IG: what the client's rules hide is not there, whichever way it is asked for.
 WORLD_CASE(ignored_files_are_invisible) {
-    for (const auto* name : {"keep", "secret", "data/one", "data/two", "node_modules/a/b", "x/deep/more.py", "x/deep/x.txt"}) write_file(w.context() / name, name);
+    for (const auto* name : {"keep", "secret", "data/one", "data/two", "node_modules/a/b", "x/deep/more.py", "x/deep/x.txt"})
+        write_file(w.context() / name, name);
     stdfs::create_symlink("secret", w.context() / "to-secret");
     stdfs::create_symlink("keep", w.context() / "hidden-link");
-    const auto from = co_await open_context(w, {{"local.excludepatterns", R"(["secret","hidden-link","data/one","node_modules","x/**","!**/*.py"])"}});
+    const auto from =
+        co_await open_context(w, {{"local.excludepatterns", R"(["secret","hidden-link","data/one","node_modules","x/**","!**/*.py"])"}});
     const auto all = co_await copy(w, from, copy_of("/", "/all/"));
     for (const auto* there : {"all/keep", "all/data/two", "all/x/deep/more.py", "all/to-secret"}) BOOST_TEST(all.now->has(there), there);
-    for (const auto* gone : {"all/secret", "all/data/one", "all/node_modules", "all/x/deep/x.txt", "all/hidden-link"}) BOOST_TEST(!all.now->has(gone), gone);
+    for (const auto* gone : {"all/secret", "all/data/one", "all/node_modules", "all/x/deep/x.txt", "all/hidden-link"})
+        BOOST_TEST(!all.now->has(gone), gone);
     for (const auto* path : {"/secret", "/data/one", "/node_modules", "/node_modules/a", "/hidden-link"})
         BOOST_TEST(says(co_await failure(copy(w, from, copy_of(path, "/d/"))), errc::not_found, "the ignore file excludes it"), path);
     BOOST_TEST((co_await failure(copy(w, from, copy_of("/to-secret", "/d/")))).has_value());

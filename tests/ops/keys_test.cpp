@@ -19,7 +19,9 @@ import cobuild.ops;
 
 namespace {
 
-task<solver::cache_info> info_of(world& w, llb::op what, std::size_t inputs = 2) { co_return co_await make_op(w, std::move(what), inputs)->describe({}); }
+task<solver::cache_info> info_of(world& w, llb::op what, std::size_t inputs = 2) {
+    co_return co_await make_op(w, std::move(what), inputs)->describe({});
+}
 
 /// A step on input 0 with a bind mount of input 1, a cache, a secret and everything else that a step can have.
 llb::op a_step() {
@@ -31,7 +33,8 @@ llb::op a_step() {
     e.meta.extra_hosts = {{"db", "10.0.0.1"}};
     e.mounts.push_back({.input = 0, .dest = "/", .output = 0});
     e.mounts.push_back({.input = 1, .selector = "/sub", .dest = "/src", .output = llb::no_output, .readonly = true});
-    e.mounts.push_back({.input = llb::scratch, .dest = "/cache", .output = llb::no_output, .type = llb::mount_type::cache, .cache = llb::cache_opt{.id = "one"}});
+    e.mounts.push_back(
+        {.input = llb::scratch, .dest = "/cache", .output = llb::no_output, .type = llb::mount_type::cache, .cache = llb::cache_opt{.id = "one"}});
     e.secret_envs = {{"token", "TOKEN", false}};
     return {.inputs = {}, .what = std::move(e), .platform = llb::platform{.architecture = "amd64", .os = "linux"}};
 }
@@ -106,7 +109,9 @@ WORLD_CASE(which_inputs_count_by_content) {
     BOOST_TEST(info.inputs[1].selector.find("/sub") != std::string::npos);
     const auto elsewhere = co_await info_of(w, changed([](auto& e) { e.mounts[1].selector = "/elsewhere"; }));
     BOOST_TEST(elsewhere.inputs[1].selector != info.inputs[1].selector);
-    const auto by_content = [&](std::function<void(llb::exec_op&)> change, std::size_t input) -> task<bool> { co_return (co_await info_of(w, changed(change))).inputs[input].content_of; };
+    const auto by_content = [&](std::function<void(llb::exec_op&)> change, std::size_t input) -> task<bool> {
+        co_return (co_await info_of(w, changed(change))).inputs[input].content_of;
+    };
     BOOST_TEST(!(co_await by_content([](auto& e) { e.mounts[1].content = llb::content_cache::off; }, 1)));
     BOOST_TEST((co_await by_content([](auto& e) { e.mounts[0].content = llb::content_cache::on; }, 0)));
     // A writable mount whose result is used counts as a whole, and an input mounted both ways too.
@@ -208,7 +213,11 @@ WORLD_CASE(mkdir) {
         ::chmod((p / "there").c_str(), 0700);
         write_file(p / "file", "x");
     });
-    auto deep = llb::mkdir_action{.path = "/a/b", .mode = 01750, .make_parents = true, .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{3}}, .group = {}}, .timestamp = 5'000'000'000};
+    auto deep = llb::mkdir_action{.path = "/a/b",
+                                  .mode = 01750,
+                                  .make_parents = true,
+                                  .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{3}}, .group = {}},
+                                  .timestamp = 5'000'000'000};
     const auto made = co_await act(w, action(deep), base);
     for (const auto* path : {"a", "a/b"}) {
         BOOST_TEST(made->mode(path) == "1750");
@@ -216,7 +225,9 @@ WORLD_CASE(mkdir) {
     }
     BOOST_TEST(made->stat("a/b")->mtime.seconds == 5);
     // O-FS-10: what exists stays as it is.
-    for (const bool parents : {false, true}) BOOST_TEST((co_await act(w, action(llb::mkdir_action{.path = "/there", .mode = 0755, .make_parents = parents}), base))->mode("there") == "0700");
+    for (const bool parents : {false, true})
+        BOOST_TEST((co_await act(w, action(llb::mkdir_action{.path = "/there", .mode = 0755, .make_parents = parents}), base))->mode("there") ==
+                   "0700");
     deep.make_parents = false;
     std::vector<solver::result> inputs{base};
     BOOST_TEST((co_await fails(w, action(deep), inputs, errc::not_found, "a")));
@@ -233,7 +244,14 @@ WORLD_CASE(mkfile_rm_symlink) {
         stdfs::create_symlink("/d", p / "dlink");
     });
     std::vector<solver::result> inputs{base};
-    const auto file = co_await act(w, action(llb::mkfile_action{.path = "/f", .mode = 04640, .data = std::string("a\0b", 3), .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{1}}, .group = llb::user_opt{std::uint32_t{2}}}, .timestamp = 7'000'000'009}), base);
+    const auto file = co_await act(
+        w,
+        action(llb::mkfile_action{.path = "/f",
+                                  .mode = 04640,
+                                  .data = std::string("a\0b", 3),
+                                  .owner = llb::chown_opt{.user = llb::user_opt{std::uint32_t{1}}, .group = llb::user_opt{std::uint32_t{2}}},
+                                  .timestamp = 7'000'000'009}),
+        base);
     BOOST_TEST(file->text("f") == std::string("a\0b", 3));
     BOOST_TEST(file->mode("f") == "4640");
     BOOST_TEST(file->owner("f") == "1:2");
@@ -250,7 +268,8 @@ WORLD_CASE(mkfile_rm_symlink) {
     BOOST_TEST(some->root->list("d") == (std::vector<std::string>{"keep"}), boost::test_tools::per_element());
     BOOST_TEST((co_await fails(w, action(llb::rm_action{.path = "/none"}), inputs, errc::not_found, "/none")));
     BOOST_TEST((co_await act(w, action(llb::rm_action{.path = "/none", .allow_not_found = true}), base))->has("d"));
-    const auto link = co_await act(w, action(llb::symlink_action{.oldpath = "../target", .newpath = "/new", .owner = {}, .timestamp = 3'000'000'000}), base);
+    const auto link =
+        co_await act(w, action(llb::symlink_action{.oldpath = "../target", .newpath = "/new", .owner = {}, .timestamp = 3'000'000'000}), base);
     BOOST_TEST(link->root->read_link("new") == "../target");
     BOOST_TEST(link->stat("new")->mtime.seconds == 3);
 }
@@ -259,8 +278,12 @@ WORLD_CASE(mkfile_rm_symlink) {
 WORLD_CASE(chains_of_actions) {
     const auto base = co_await chain_of(w, [](const stdfs::path& p) { write_file(p / "b", "b"); });
     llb::file_op f;
-    f.actions.push_back({.input = 0, .secondary_input = llb::scratch, .output = llb::no_output, .what = llb::mkfile_action{.path = "/one", .mode = 0644, .data = "1"}});
-    f.actions.push_back({.input = 1, .secondary_input = llb::scratch, .output = 0, .what = llb::mkfile_action{.path = "/two", .mode = 0644, .data = "2"}});
+    f.actions.push_back({.input = 0,
+                         .secondary_input = llb::scratch,
+                         .output = llb::no_output,
+                         .what = llb::mkfile_action{.path = "/one", .mode = 0644, .data = "1"}});
+    f.actions.push_back(
+        {.input = 1, .secondary_input = llb::scratch, .output = 0, .what = llb::mkfile_action{.path = "/two", .mode = 0644, .data = "2"}});
     const auto both = co_await act(w, {.inputs = {}, .what = f, .platform = {}}, base);
     for (const auto* path : {"b", "one", "two"}) BOOST_TEST(both->has(path), path);
     // A copy out of a result that was made in the same op.

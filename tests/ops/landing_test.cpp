@@ -62,7 +62,8 @@ void grow(const stdfs::path& dir, std::mt19937& dice, int depth) {
                 break;
             default: continue;
         }
-        if (stdfs::exists(stdfs::symlink_status(path)) && !stdfs::is_symlink(path)) ::chmod(path.c_str(), static_cast<mode_t>(0500 | (dice() % 07000)));
+        if (stdfs::exists(stdfs::symlink_status(path)) && !stdfs::is_symlink(path))
+            ::chmod(path.c_str(), static_cast<mode_t>(0500 | (dice() % 07000)));
     }
 }
 
@@ -126,15 +127,18 @@ WORLD_CASE(special_bits) {
 
 // The oracle is chmod(1) itself, with a umask of 0.
 WORLD_CASE(symbolic_modes_are_those_of_chmod) {
-    const std::vector<std::string> texts{"u=rwX,go=rX", "u+x", "a-w",    "+x",     "=r",   "u=rwx",  "g=u",   "go=",      "u+s",  "g+s",   "+t",      "o+t",  "u-s,g-s", "a=rX",
-                                         "u=g,g=o",     "ug=rw", "+X", "u+x,+X", "a=rwxs", "-rwx", "o=u-w", "u+rw-x", "ugo=rwxt", "u=s",  "g=rs",  "+s",      "=",    "go+w-x",  "u=,g=rx"};
+    const std::vector<std::string> texts{"u=rwX,go=rX", "u+x",    "a-w",      "+x",   "=r",      "u=rwx", "g=u", "go=",    "u+s",    "g+s",
+                                         "+t",          "o+t",    "u-s,g-s",  "a=rX", "u=g,g=o", "ug=rw", "+X",  "u+x,+X", "a=rwxs", "-rwx",
+                                         "o=u-w",       "u+rw-x", "ugo=rwxt", "u=s",  "g=rs",    "+s",    "=",   "go+w-x", "u=,g=rx"};
     const std::vector<unsigned> modes{0644, 0755, 0600, 04755, 02755, 01777, 06711, 0000, 0777, 07000, 0741};
     const auto system = w.dir / "system";
     for (const auto* type : {"f", "d"})
         for (const auto mode : modes) {
             const auto name = cat(type, mode);
-            if (*type == 'd') stdfs::create_directories(w.context() / name);
-            else write_file(w.context() / name, "x");
+            if (*type == 'd')
+                stdfs::create_directories(w.context() / name);
+            else
+                write_file(w.context() / name, "x");
             ::chmod((w.context() / name).c_str(), mode);
         }
     const auto from = co_await open_context(w);
@@ -206,7 +210,8 @@ WORLD_CASE(attributes_hard_links_holes) {
 WORLD_CASE(archives_are_unpacked_where_add_says_so) {
     write_file(w.dir / "pack/in/f", "inside");
     ::chown((w.dir / "pack/in/f").c_str(), 11, 12);
-    for (const auto* flag : {"czf a.tar.gz", "cjf a.tar.bz2", "cJf a.tar.xz", "cf a.tar"}) shell(cat("cd ", w.context().string(), " && tar -C ", (w.dir / "pack").string(), " -", flag, " in"));
+    for (const auto* flag : {"czf a.tar.gz", "cjf a.tar.bz2", "cJf a.tar.xz", "cf a.tar"})
+        shell(cat("cd ", w.context().string(), " && tar -C ", (w.dir / "pack").string(), " -", flag, " in"));
     write_file(w.context() / "a.zip", "PK\x03\x04 not a tar");
     write_file(w.context() / "plain.tar.gz", "not an archive at all");
     const auto from = co_await open_context(w);
@@ -242,7 +247,8 @@ WORLD_CASE(archives_are_unpacked_where_add_says_so) {
 
 // The key told from remembered digests must be the one that copying finds, whatever the tree and the rules.
 WORLD_CASE(predicted_is_landed) {
-    const std::vector<std::string> rules{R"([])", R"(["**/*.o"])", R"(["*","!b.txt","!**/a"])", R"(["a",".hidden","!a/b.txt"])", R"(["**/e f","-d/*"])"};
+    const std::vector<std::string> rules{R"([])", R"(["**/*.o"])", R"(["*","!b.txt","!**/a"])", R"(["a",".hidden","!a/b.txt"])",
+                                         R"(["**/e f","-d/*"])"};
     for (unsigned seed = 1; seed <= 25; ++seed) {
         std::mt19937 dice(seed);
         stdfs::remove_all(w.context());

@@ -13,13 +13,24 @@ using filler = std::function<void(const stdfs::path&)>;
 /// Everything ops need that is neither a network nor a runtime, and a client's directory named "context".
 struct world {
     explicit world(runtime& r)
-        : rt(r), d(state::directory::open((dir / "state").string(), rt.pool())), snapshots(snapshot::open_overlay(d)), content(d),
-          registry(registry::options{.executor = rt.get_executor()}), images(rt.pool(), content, *snapshots, registry) {
+        : rt(r),
+          d(state::directory::open((dir / "state").string(), rt.pool())),
+          snapshots(snapshot::open_overlay(d)),
+          content(d),
+          registry(registry::options{.executor = rt.get_executor()}),
+          images(rt.pool(), content, *snapshots, registry) {
         stdfs::create_directories(context());
     }
     task<void> open() {
         index = co_await cache::index::open(rt.pool(), cache::make_memory_storage());
-        env = std::make_unique<ops::environment>(ops::environment{.pool = rt.pool(), .directory = *d, .snapshots = *snapshots, .cache = *index, .images = images, .runner = {}, .network = {}, .steps = {}});
+        env = std::make_unique<ops::environment>(ops::environment{.pool = rt.pool(),
+                                                                  .directory = *d,
+                                                                  .snapshots = *snapshots,
+                                                                  .cache = *index,
+                                                                  .images = images,
+                                                                  .runner = {},
+                                                                  .network = {},
+                                                                  .steps = {}});
         scope.session = session::make_local(rt.pool(), {.directories = {{"context", context()}}, .secrets = {}});
         scope.id = "test";
     }
@@ -82,7 +93,9 @@ inline task<std::shared_ptr<seen>> look(world& w, solver::result r) {
 
 /// An input of an op whose value the test gives by itself.
 inline llb::op placeholder(std::string_view name) { return {.inputs = {}, .what = llb::source_op{cat("docker-image://", name), {}}, .platform = {}}; }
-inline llb::op context_op(const std::map<std::string, std::string>& attrs = {}) { return {.inputs = {}, .what = llb::source_op{"local://context", attrs}, .platform = {}}; }
+inline llb::op context_op(const std::map<std::string, std::string>& attrs = {}) {
+    return {.inputs = {}, .what = llb::source_op{"local://context", attrs}, .platform = {}};
+}
 
 /// The op of the last vertex of a definition, made from `what` with placeholders as inputs.
 inline std::shared_ptr<solver::op> make_op(world& w, llb::op what, std::size_t inputs) {
@@ -114,7 +127,9 @@ inline llb::op copies(std::vector<llb::copy_action> actions, bool on_base) {
     llb::file_op f;
     const std::int64_t inputs = on_base ? 2 : 1;
     for (std::size_t i = 0; i < actions.size(); ++i) {
-        llb::file_action a{.input = i > 0 ? inputs + static_cast<std::int64_t>(i) - 1 : on_base ? 0 : llb::scratch,
+        llb::file_action a{.input = i > 0     ? inputs + static_cast<std::int64_t>(i) - 1
+                                    : on_base ? 0
+                                              : llb::scratch,
                            .secondary_input = inputs - 1,
                            .output = i + 1 == actions.size() ? 0 : llb::no_output,
                            .what = {}};
@@ -169,13 +184,13 @@ inline bool says(const std::optional<error>& e, errc kind, std::string_view part
 }  // namespace
 
 /// A case with a world `w`, as root.
-#define WORLD_CASE(name)                                          \
-    static task<void> name##_in(world& w);                        \
-    CO_TEST_CASE(name) {                                          \
-        if (!cobuild::test::needs_root()) co_return;              \
-        world w(rt);                                              \
-        co_await w.open();                                        \
-        co_await name##_in(w);                                    \
-        co_await w.close();                                       \
-    }                                                             \
+#define WORLD_CASE(name)                             \
+    static task<void> name##_in(world& w);           \
+    CO_TEST_CASE(name) {                             \
+        if (!cobuild::test::needs_root()) co_return; \
+        world w(rt);                                 \
+        co_await w.open();                           \
+        co_await name##_in(w);                       \
+        co_await w.close();                          \
+    }                                                \
     static task<void> name##_in([[maybe_unused]] world& w)

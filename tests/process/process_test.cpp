@@ -1,8 +1,8 @@
 #include "support/support.hpp"
 
-#include <csignal>
-#include <chrono>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -182,11 +182,13 @@ CO_TEST_CASE(own_namespaces_and_mounts) {
     std::filesystem::create_symlink("/sub", dir / "tree/link");
     unique_fd tree(::open((dir / "tree").c_str(), O_PATH | O_CLOEXEC));
     const auto mount = clone_mount(tree.get());
-    auto c = sh("echo $$; ls /proc | grep -c '^[0-9]'; cat m/sub/file b/file; touch t/x && stat -f -c %T t; stat -c %a t; ps x >/dev/null; wc -l < /proc/net/dev");
+    auto c =
+        sh("echo $$; ls /proc | grep -c '^[0-9]'; cat m/sub/file b/file; touch t/x && stat -f -c %T t; stat -c %a t; ps x >/dev/null; wc -l < "
+           "/proc/net/dev");
     c.cwd = dir.path();
     c.setup = {.die_with_parent = true, .new_pid_namespace = true, .new_mount_namespace = true};
-    c.setup.mounts = {attach_mount{mount.get(), dir / "m"}, bind_mount{dir / "m", "link/../link", dir / "b"},
-                      fresh_tmpfs{dir / "t", 65536, 0700}, fresh_proc{}};
+    c.setup.mounts = {attach_mount{mount.get(), dir / "m"}, bind_mount{dir / "m", "link/../link", dir / "b"}, fresh_tmpfs{dir / "t", 65536, 0700},
+                      fresh_proc{}};
     const auto r = co_await programs.capture(c);
     BOOST_TEST(r.err == "");
     BOOST_TEST(r.out.starts_with("1\n"));

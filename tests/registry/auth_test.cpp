@@ -51,8 +51,9 @@ fake_registry::handler wants_bearer(const fake_registry& server, const std::stri
     return [&valid, realm = cat(scheme, "://", server.host(), "/token")](const fake_request& q) -> std::optional<fake_response> {
         const auto found = q.headers.find("authorization");
         if (found != q.headers.end() && found->second == cat("Bearer ", valid)) return std::nullopt;
-        return fake_response{.status = 401,
-                             .headers = {{"WWW-Authenticate", cat("Bearer realm=\"", realm, "\",service=\"the service\",scope=\"repository:a:pull\"")}}};
+        return fake_response{
+            .status = 401,
+            .headers = {{"WWW-Authenticate", cat("Bearer realm=\"", realm, "\",service=\"the service\",scope=\"repository:a:pull\"")}}};
     };
 }
 
@@ -91,7 +92,8 @@ CO_TEST_CASE(each_host_gets_its_own_login) {
     mirror.on_request(wants_basic(for_mirror));
     origin.on_request(wants_basic(for_origin));
     {
-        registry::client c(options_for(rt, {host_of(mirror, true), host_of(origin)}, logins({{mirror.host(), {"m", "mp", ""}}, {origin.host(), {"o", "op", ""}}})));
+        registry::client c(
+            options_for(rt, {host_of(mirror, true), host_of(origin)}, logins({{mirror.host(), {"m", "mp", ""}}, {origin.host(), {"o", "op", ""}}})));
         BOOST_TEST((co_await c.resolve(name)).host == mirror.host());
         BOOST_TEST(origin.requests().empty());
         BOOST_TEST(mirror.requests().size() == 2U);
@@ -194,13 +196,13 @@ CO_TEST_CASE(an_identity_token_is_posted) {
     const std::string valid = "T";
     r.add_image("a", "1", {});
     r.on_request(wants_bearer(tokens, valid));
-    tokens.on_request([&](const fake_request& q) {
-        return q.method == "POST" ? fake_response{.body = R"({"access_token":"T"})"} : fake_response{.status = 405};
-    });
+    tokens.on_request(
+        [&](const fake_request& q) { return q.method == "POST" ? fake_response{.body = R"({"access_token":"T"})"} : fake_response{.status = 405}; });
     registry::client c(options_for(rt, {host_of(r)}, logins({{r.host(), {"", "identity+token", ""}}})));
     co_await c.resolve(name);
     BOOST_TEST_REQUIRE(tokens.requests().size() == 1U);
-    BOOST_TEST(tokens.requests()[0].body == "grant_type=refresh_token&service=the%20service&client_id=cobuild&scope=repository%3Aa%3Apull&refresh_token=identity%2Btoken");
+    BOOST_TEST(tokens.requests()[0].body ==
+               "grant_type=refresh_token&service=the%20service&client_id=cobuild&scope=repository%3Aa%3Apull&refresh_token=identity%2Btoken");
     // With a password: GET first, then POST where that is refused.
     registry::client d(options_for(rt, {host_of(r)}, logins({{r.host(), {"u", "p", ""}}})));
     co_await d.resolve(name);
@@ -226,8 +228,10 @@ CO_TEST_CASE(a_token_server_in_trouble_is_named) {
 
 CO_TEST_CASE(docker_config_file) {
     test::scratch_dir dir;
-    test::write_file(dir / "config.json", cat(R"({"auths":{"https://index.docker.io/v1/":{"auth":")", base64_encode("hub:hp"), R"("},"https://r.example/v2/":{"username":"u","password":"p"},)",
-                                              R"("id.example":{"auth":")", base64_encode("x:y"), R"(","identitytoken":"it"},"empty.example":{}},"credHelpers":{"h.example":"thing"}})"));
+    test::write_file(dir / "config.json",
+                     cat(R"({"auths":{"https://index.docker.io/v1/":{"auth":")", base64_encode("hub:hp"),
+                         R"("},"https://r.example/v2/":{"username":"u","password":"p"},)", R"("id.example":{"auth":")", base64_encode("x:y"),
+                         R"(","identitytoken":"it"},"empty.example":{}},"credHelpers":{"h.example":"thing"}})"));
     std::vector<std::string> asked;
     auto helper = [&](std::string program, std::string input) -> task<std::string> {
         asked.push_back(cat(program, ' ', input));

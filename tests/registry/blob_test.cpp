@@ -26,7 +26,9 @@ registry::options options_for(runtime& rt, const fake_registry& r) {
 
 const auto name = oci::reference::parse("registry.test/a:1");
 
-oci::descriptor describe_blob(std::string_view bytes) { return {.media_type = std::string(oci::media::oci_layer), .digest = digest::of(bytes), .size = bytes.size()}; }
+oci::descriptor describe_blob(std::string_view bytes) {
+    return {.media_type = std::string(oci::media::oci_layer), .digest = digest::of(bytes), .size = bytes.size()};
+}
 
 std::string sample(std::size_t size) {
     std::string out(size, '\0');
@@ -166,9 +168,8 @@ CO_TEST_CASE(a_login_does_not_follow_a_redirect_to_another_origin) {
     fake_registry r, storage;
     const auto bytes = sample(1000);
     r.add_blob(bytes);
-    storage.on_request([&](const fake_request& q) {
-        return q.headers.contains("authorization") ? fake_response{.status = 400} : fake_response{.body = bytes};
-    });
+    storage.on_request(
+        [&](const fake_request& q) { return q.headers.contains("authorization") ? fake_response{.status = 400} : fake_response{.body = bytes}; });
     std::string to = cat("http://", storage.host(), "/signed?x=y");
     r.on_request([&](const fake_request& q) -> std::optional<fake_response> {
         if (!q.headers.contains("authorization")) return fake_response{.status = 401, .headers = {{"WWW-Authenticate", "Basic realm=\"r\""}}};
@@ -176,7 +177,9 @@ CO_TEST_CASE(a_login_does_not_follow_a_redirect_to_another_origin) {
         return std::nullopt;
     });
     auto o = options_for(rt, r);
-    o.who.credentials = [](std::string) -> task<std::optional<registry::credential>> { co_return registry::credential{.username = "u", .secret = "p"}; };
+    o.who.credentials = [](std::string) -> task<std::optional<registry::credential>> {
+        co_return registry::credential{.username = "u", .secret = "p"};
+    };
     registry::client c(o);
     std::string got;
     co_await c.fetch_blob(name, describe_blob(bytes), into(got));

@@ -13,7 +13,8 @@ import cobuild.registry;
 using namespace cobuild;
 
 BOOST_AUTO_TEST_CASE(challenges) {
-    const auto one = registry::parse_challenges(R"(Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push")");
+    const auto one =
+        registry::parse_challenges(R"(Bearer realm="https://auth.example/token",service="registry.example",scope="repository:a/b:pull,push")");
     BOOST_TEST_REQUIRE(one.size() == 1U);
     BOOST_TEST(one[0].scheme == "bearer");
     BOOST_TEST(one[0].get("realm") == "https://auth.example/token");

@@ -19,7 +19,9 @@ namespace {
 
 constexpr std::string_view domain = "registry.test";
 
-registry::host_settings host_of(const fake_registry& r, bool mirror = false) { return {.host = r.host(), .plain_http = true, .mirror = mirror, .section = cat("[registry.", cobuild::quoted(r.host()), ']')}; }
+registry::host_settings host_of(const fake_registry& r, bool mirror = false) {
+    return {.host = r.host(), .plain_http = true, .mirror = mirror, .section = cat("[registry.", cobuild::quoted(r.host()), ']')};
+}
 
 registry::options options_for(runtime& rt, std::vector<registry::host_settings> hosts) {
     return {.executor = rt.get_executor(),
@@ -93,8 +95,9 @@ CO_TEST_CASE(get_where_head_says_too_little) {
 CO_TEST_CASE(an_image_with_its_config) {
     fake_registry r;
     const auto amd = r.add_image("a", "", {"one", "two"});
-    const auto index = cat(R"({"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":")",
-                           amd.manifest_digest, R"(","size":)", amd.manifest.size(), R"(,"platform":{"os":"linux","architecture":"amd64"}}]})");
+    const auto index = cat(
+        R"({"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":")",
+        amd.manifest_digest, R"(","size":)", amd.manifest.size(), R"(,"platform":{"os":"linux","architecture":"amd64"}}]})");
     r.add_manifest("a", "latest", std::string(oci::media::oci_index), index);
     registry::client c(options_for(rt, {host_of(r)}));
     const auto image = co_await c.fetch_image(image_ref("a"), oci::parse_platform("linux/amd64"));
@@ -203,7 +206,8 @@ CO_TEST_CASE(lies_about_a_manifest_are_found) {
     fake_registry r;
     const auto image = r.add_image("a", "1", {});
     r.on_request([](const fake_request& q) -> std::optional<fake_response> {
-        if (q.method == "GET") return fake_response{.headers = {{"Content-Type", std::string(oci::media::oci_manifest)}}, .body = "{\"schemaVersion\":2}"};
+        if (q.method == "GET")
+            return fake_response{.headers = {{"Content-Type", std::string(oci::media::oci_manifest)}}, .body = "{\"schemaVersion\":2}"};
         return std::nullopt;
     });
     registry::client c(options_for(rt, {host_of(r)}));

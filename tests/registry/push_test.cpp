@@ -29,7 +29,9 @@ registry::options options_for(runtime& rt, const fake_registry& r, registry::lim
             .retry = {.attempts = 2, .first_wait = 1ms, .longest_wait = 2ms}};
 }
 
-oci::descriptor describe_blob(std::string_view bytes) { return {.media_type = std::string(oci::media::oci_layer), .digest = digest::of(bytes), .size = bytes.size()}; }
+oci::descriptor describe_blob(std::string_view bytes) {
+    return {.media_type = std::string(oci::media::oci_layer), .digest = digest::of(bytes), .size = bytes.size()};
+}
 
 std::function<task<http::body_source>()> holding(std::string bytes) {
     return [bytes]() -> task<http::body_source> { co_return http::memory_body(bytes); };
@@ -108,7 +110,9 @@ CO_TEST_CASE(a_refused_upload_ends_at_once) {
     const std::string bytes(20'000'000, 'z');
     fake_registry r;
     registry::client c(options_for(rt, r));
-    const auto refused = [](const fake_request&) -> std::optional<fake_response> { return fake_response{.status = 413, .body = R"({"errors":[{"code":"TOO_BIG","message":"no"}]})"}; };
+    const auto refused = [](const fake_request&) -> std::optional<fake_response> {
+        return fake_response{.status = 413, .body = R"({"errors":[{"code":"TOO_BIG","message":"no"}]})"};
+    };
     r.on_request([&](const fake_request& q) -> std::optional<fake_response> { return q.method == "POST" ? refused(q) : std::nullopt; });
     auto e = co_await failure(c.push_blob(name, describe_blob(bytes), holding(bytes)));
     BOOST_TEST(says(e, "answered 413 Scripted (TOO_BIG: no)"));

@@ -34,7 +34,9 @@ registry::options options_for(runtime& rt, registry::host_settings host, std::st
 
 const auto name = oci::reference::parse("registry.test/dir/image:1");
 
-oci::descriptor describe_blob(std::string_view type, std::string_view bytes) { return {.media_type = std::string(type), .digest = digest::of(bytes), .size = bytes.size()}; }
+oci::descriptor describe_blob(std::string_view type, std::string_view bytes) {
+    return {.media_type = std::string(type), .digest = digest::of(bytes), .size = bytes.size()};
+}
 
 /// Pushes an image with one layer of `size` bytes and pulls it again.
 task<void> there_and_back(registry::options o, std::size_t size) {
@@ -49,7 +51,8 @@ task<void> there_and_back(registry::options o, std::size_t size) {
     BOOST_TEST((co_await c.push_blob(name, m.config, holding(config)) == registry::push_outcome::uploaded));
     BOOST_TEST((co_await c.push_blob(name, m.layers[0], holding(layer)) == registry::push_outcome::uploaded));
     BOOST_TEST((co_await c.push_blob(name, m.layers[0], holding(layer)) == registry::push_outcome::existed));
-    BOOST_TEST((co_await c.push_blob(oci::reference::parse("registry.test/second"), m.layers[0], holding(layer), {.mount_from = {"dir/image"}}) == registry::push_outcome::mounted));
+    BOOST_TEST((co_await c.push_blob(oci::reference::parse("registry.test/second"), m.layers[0], holding(layer), {.mount_from = {"dir/image"}}) ==
+                registry::push_outcome::mounted));
     const auto id = co_await c.push_manifest(name, m.media_type, oci::encode(m));
     const auto got = co_await c.fetch_image(name, oci::parse_platform("linux/amd64"));
     BOOST_TEST((got.manifest.target.digest == id));

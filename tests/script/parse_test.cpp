@@ -35,7 +35,8 @@ BOOST_AUTO_TEST_CASE(words_of_a_line) {
 }
 
 BOOST_AUTO_TEST_CASE(lines_and_files) {
-    const auto s = script::parse("# head\n\ncobuild build .\n! exec false\n!  exec false\n-- a/Dockerfile --\nFROM x\n\n-- not a file\n-- b --\n-- c --\nlast", "name");
+    const auto s = script::parse(
+        "# head\n\ncobuild build .\n! exec false\n!  exec false\n-- a/Dockerfile --\nFROM x\n\n-- not a file\n-- b --\n-- c --\nlast", "name");
     BOOST_TEST(s.name == "name");
     BOOST_REQUIRE(s.script.size() == 3U);
     BOOST_TEST(s.script[0].number == 3U);

@@ -24,7 +24,9 @@ struct bench {
     test::scratch_dir dir;
     std::filesystem::path program = dir / "stand-in";
     bench() {
-        test::write_file(program, "#!/bin/sh\ncase $1 in fail) echo out; echo err >&2; exit 7;; steps) printf '#1 [1/2] RUN a\\n#1 DONE 0.1s\\n#2 [2/2] RUN b\\n#2 CACHED\\n#3 [x] COPY\\n#3 DONE 0.1s\\n' >&2;; *) echo \"args: $@\";; esac\n");
+        test::write_file(program,
+                         "#!/bin/sh\ncase $1 in fail) echo out; echo err >&2; exit 7;; steps) printf '#1 [1/2] RUN a\\n#1 DONE 0.1s\\n#2 [2/2] RUN "
+                         "b\\n#2 CACHED\\n#3 [x] COPY\\n#3 DONE 0.1s\\n' >&2;; *) echo \"args: $@\";; esac\n");
         std::filesystem::permissions(program, std::filesystem::perms(0755));
     }
     task<script::outcome> run(runtime& rt, std::string text, script::options o = {}) {
@@ -145,7 +147,8 @@ CO_TEST_CASE(update_rewrites_the_files_that_cmp_names_and_nothing_else) {
         BOOST_TEST(((co_await b.run(rt, test::read_file(b.dir / "s.txtar"))).verdict == verdict::passed));
     }
     // Files in front of others, a marker at the very end of the text, a name with blanks around it.
-    for (const auto& [before, after] : std::vector<std::pair<std::string, std::string>>{{"x\n-- tail --\nt\n", "-- tail --\nt\n"}, {"-- tail --", "-- tail --"}}) {
+    for (const auto& [before, after] :
+         std::vector<std::pair<std::string, std::string>>{{"x\n-- tail --\nt\n", "-- tail --\nt\n"}, {"-- tail --", "-- tail --"}}) {
         (void)co_await b.run(rt, cat(head, before), update);
         BOOST_TEST(test::read_file(b.dir / "s.txtar") == cat(head, "args: version\n", after));
     }
@@ -184,7 +187,8 @@ CO_TEST_CASE(many_at_once_and_each_reported) {
     }
     files.push_back(b.dir / "missing.txtar");
     std::vector<std::string> told;
-    const auto out = co_await script::run(files, {.program = b.program.string(), .parallel = 3}, rt, [&](const script::outcome& o) { told.push_back(o.name); });
+    const auto out =
+        co_await script::run(files, {.program = b.program.string(), .parallel = 3}, rt, [&](const script::outcome& o) { told.push_back(o.name); });
     BOOST_TEST(out.size() == 7U);
     BOOST_TEST(told.size() == 7U);
     BOOST_TEST(std::count_if(out.begin(), out.end(), [](const auto& o) { return o.verdict == verdict::passed; }) == 3);

@@ -53,7 +53,9 @@ CO_TEST_CASE(a_secret_is_what_the_file_holds_now) {
     const std::string bytes("two\nlines\0and a zero\n", 21);
     test::write_file(dir / "s", bytes);
     test::write_file(dir / "empty", "");
-    const auto s = session::make_local(rt.pool(), {.directories = {}, .secrets = {{"a", {.file = dir / "s", .environment = {}}}, {"e", {.file = dir / "empty", .environment = {}}}}});
+    const auto s = session::make_local(
+        rt.pool(),
+        {.directories = {}, .secrets = {{"a", {.file = dir / "s", .environment = {}}}, {"e", {.file = dir / "empty", .environment = {}}}}});
     BOOST_TEST((co_await s->secret("a")).value() == bytes);
     test::write_file(dir / "s", "changed");
     BOOST_TEST((co_await s->secret("a")).value() == "changed");
@@ -80,7 +82,9 @@ CO_TEST_CASE(the_limit_is_500_kib) {
     const test::scratch_dir dir;
     test::write_file(dir / "fits", std::string(500 * 1024, 'x'));
     test::write_file(dir / "large", std::string(500 * 1024 + 1, 'x'));
-    const auto s = session::make_local(rt.pool(), {.directories = {}, .secrets = {{"fits", {.file = dir / "fits", .environment = {}}}, {"large", {.file = dir / "large", .environment = {}}}}});
+    const auto s = session::make_local(
+        rt.pool(),
+        {.directories = {}, .secrets = {{"fits", {.file = dir / "fits", .environment = {}}}, {"large", {.file = dir / "large", .environment = {}}}}});
     BOOST_TEST((co_await s->secret("fits")).value().size() == 500U * 1024);
     const auto e = co_await failure(s, "large");
     BOOST_TEST((e.kind() == errc::invalid));
@@ -90,7 +94,9 @@ CO_TEST_CASE(the_limit_is_500_kib) {
 
 CO_TEST_CASE(what_cannot_be_read_is_named) {
     const test::scratch_dir dir;
-    const auto s = session::make_local(rt.pool(), {.directories = {}, .secrets = {{"gone", {.file = dir / "gone", .environment = {}}}, {"dir", {.file = dir.path(), .environment = {}}}}});
+    const auto s = session::make_local(
+        rt.pool(),
+        {.directories = {}, .secrets = {{"gone", {.file = dir / "gone", .environment = {}}}, {"dir", {.file = dir.path(), .environment = {}}}}});
     const auto gone = co_await failure(s, "gone");
     BOOST_TEST((gone.kind() == errc::not_found));
     BOOST_TEST(says(gone, (dir / "gone").string()));
@@ -109,7 +115,9 @@ CO_TEST_CASE(a_pipe_is_read_once_for_all_steps) {
     std::vector<std::string> got;
     task_group group(co_await current_executor);
     for (int i = 0; i < 3; ++i)
-        group.spawn([](std::shared_ptr<session::session> from, std::vector<std::string>& out) -> task<void> { out.push_back((co_await from->secret("a")).value()); }(s, got));
+        group.spawn([](std::shared_ptr<session::session> from, std::vector<std::string>& out) -> task<void> {
+            out.push_back((co_await from->secret("a")).value());
+        }(s, got));
     co_await group.join();
     writer.join();
     got.push_back((co_await s->secret("a")).value());

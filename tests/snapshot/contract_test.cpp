@@ -122,7 +122,12 @@ BOTH(a_writable_may_be_mounted_again) {
 
 BOTH(a_pulled_layer_is_found_and_adopted) {
     const auto diff = digest::of("diff");
-    const snapshot::layer_blob blob{.variant = "pulled", .blob = digest::of("blob"), .size = 7, .media_type = "application/x", .diff_id = diff, .annotations = {{"k\n", "v\t\\"}}};
+    const snapshot::layer_blob blob{.variant = "pulled",
+                                    .blob = digest::of("blob"),
+                                    .size = 7,
+                                    .media_type = "application/x",
+                                    .diff_id = diff,
+                                    .annotations = {{"k\n", "v\t\\"}}};
     BOOST_TEST(!(co_await s->find_by_diff_id(diff)).has_value());
     auto u = co_await s->begin_unpack();
     put(u.fd(), "f", "pulled");
@@ -186,7 +191,8 @@ BOTH(removal_waits_for_users_and_numbers_are_not_used_again) {
 
 // O-EN-08
 BOTH(usage_tells_what_the_disk_holds) {
-    const auto a = co_await add(*s, {}, [](int root) { put(root, "big", std::string(60'000, 'x')); }, {.kind = "source.local", .description = "local\nfiles"});
+    const auto a =
+        co_await add(*s, {}, [](int root) { put(root, "big", std::string(60'000, 'x')); }, {.kind = "source.local", .description = "local\nfiles"});
     const auto b = co_await add(*s, {{a.id}}, [](int root) {
         put(root, "other", std::string(40'000, 'y'));
         BOOST_REQUIRE(::linkat(root, "other", root, "again", 0) == 0);

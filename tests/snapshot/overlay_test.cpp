@@ -53,8 +53,11 @@ task<void> use(store& s, const chain& all) {
 // O-FS-15, O-FS-16: the kernel's own limit is 500 lower layers; neither the number nor the path's length may matter before.
 BOOST_AUTO_TEST_CASE(four_hundred_layers_mount_below_any_path) {
     if (!test::needs_root()) return;
-    for (const auto* tail : {"s", "a-state-directory-of-more-than-one-hundred-and-twenty-characters-so-that-no-option-string-of-one-page-could-ever-hold-its-layers/s"}) {
-        for (const auto method : {snapshot::mount_method::by_descriptor, snapshot::mount_method::by_proc_name, snapshot::mount_method::by_short_name}) {
+    for (const auto* tail :
+         {"s",
+          "a-state-directory-of-more-than-one-hundred-and-twenty-characters-so-that-no-option-string-of-one-page-could-ever-hold-its-layers/s"}) {
+        for (const auto method :
+             {snapshot::mount_method::by_descriptor, snapshot::mount_method::by_proc_name, snapshot::mount_method::by_short_name}) {
             const test::memory_dir dir;
             const auto mounts = mount_table();
             runtime rt;
@@ -91,7 +94,7 @@ CO_TEST_CASE(an_upper_directory_is_readable_as_a_diff_whatever_the_host_prefers)
         put(root, "dir/inside", "i");
     });
     const auto b = co_await add(*s, {{a.id}}, [](int root) {
-        BOOST_REQUIRE(::fchmodat(root, "file", 0600, 0) == 0);  // metacopy would leave the bytes below
+        BOOST_REQUIRE(::fchmodat(root, "file", 0600, 0) == 0);    // metacopy would leave the bytes below
         BOOST_TEST(::renameat(root, "dir", root, "dir2") == -1);  // redirect_dir would leave the tree below
         BOOST_TEST(errno == EXDEV);
     });
@@ -113,8 +116,10 @@ BOOST_AUTO_TEST_CASE(a_full_disk_fails_by_name_and_works_again) {
             const unique_fd f(::openat(ballast.fd(), "ballast", O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
             BOOST_REQUIRE(::fallocate(f.get(), 0, 0, 1 << 20) == 0);
             const std::string piece(4096, 'x');
-            while (::write(f.get(), piece.data(), piece.size()) > 0) {}
-            for (::off_t at = 1 << 20; ::fallocate(f.get(), 0, at, 4096) == 0; at += 4096) {}
+            while (::write(f.get(), piece.data(), piece.size()) > 0) {
+            }
+            for (::off_t at = 1 << 20; ::fallocate(f.get(), 0, at, 4096) == 0; at += 4096) {
+            }
             // tmpfs counts inodes apart: take bytes until a record no longer fits
             std::optional<errc> failed;
             for (int i = 0; i < 200 && !failed; ++i) {
@@ -187,8 +192,8 @@ task<void> measure_costs(store& st, bool bounded) {
     const auto lines = co_await s->du();
     const auto du = micros(t);
     BOOST_TEST(lines.size() == 210u);
-    BOOST_TEST_MESSAGE("us: begin " << begin / n << ", mount of 10 layers " << mount / n << ", close " << close / n << ", commit " << commit / n << ", view "
-                                    << views / n << ", sync of 210 layers " << sync << ", du " << du);
+    BOOST_TEST_MESSAGE("us: begin " << begin / n << ", mount of 10 layers " << mount / n << ", close " << close / n << ", commit " << commit / n
+                                    << ", view " << views / n << ", sync of 210 layers " << sync << ", du " << du);
     BOOST_TEST_MESSAGE("us of processor: begin " << of_begin / n << ", mount " << of_mount / n << ", commit " << of_commit / n);
     if (bounded) BOOST_TEST(of_begin + of_commit < n * 1000.0);
 }

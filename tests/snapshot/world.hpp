@@ -1,7 +1,7 @@
 // What the snapshot suites share. Include first; needs `import cobuild.{base,async,state,snapshot};` after it, then world_body.hpp.
 #pragma once
-#include "support/support.hpp"
 #include "support/child.hpp"
+#include "support/support.hpp"
 
 #include <fcntl.h>
 #include <sys/mount.h>

@@ -82,21 +82,22 @@ task<std::optional<errc>> failing(task<T> t) {
 }  // namespace
 
 /// One contract, for both stores: `BOTH(name) { ... }` with `kind`, `rt`, `dir` (scratch), `d` (directory), `s` (store).
-#define BOTH(name)                                                                                                                                \
-    static task<void> name##_on(runtime& rt, std::string kind, const test::scratch_dir& dir, std::shared_ptr<directory> d, std::shared_ptr<store> s); \
-    static void name##_run(const std::string& kind) {                                                                                             \
-        if (!test::needs_root()) return;                                                                                                          \
-        runtime rt;                                                                                                                               \
-        const test::scratch_dir dir;                                                                                                              \
-        const auto mounts = mount_table();                                                                                                        \
-        {                                                                                                                                         \
-            auto d = directory::open(dir.path().string(), rt.pool());                                                                             \
-            auto s = open_kind(kind, d);                                                                                                          \
-            rt.block_on(name##_on(rt, kind, dir, std::move(d), std::move(s)));                                                                                 \
-        }                                                                                                                                         \
-        BOOST_TEST(mount_table() == mounts);                                                                                                      \
-    }                                                                                                                                             \
-    BOOST_AUTO_TEST_CASE(name##_overlay) { name##_run("overlay"); }                                                                               \
-    BOOST_AUTO_TEST_CASE(name##_native) { name##_run("native"); }                                                                                 \
-    static task<void> name##_on([[maybe_unused]] runtime& rt, [[maybe_unused]] std::string kind, [[maybe_unused]] const test::scratch_dir& dir,    \
+#define BOTH(name)                                                                                                                              \
+    static task<void> name##_on(runtime& rt, std::string kind, const test::scratch_dir& dir, std::shared_ptr<directory> d,                      \
+                                std::shared_ptr<store> s);                                                                                      \
+    static void name##_run(const std::string& kind) {                                                                                           \
+        if (!test::needs_root()) return;                                                                                                        \
+        runtime rt;                                                                                                                             \
+        const test::scratch_dir dir;                                                                                                            \
+        const auto mounts = mount_table();                                                                                                      \
+        {                                                                                                                                       \
+            auto d = directory::open(dir.path().string(), rt.pool());                                                                           \
+            auto s = open_kind(kind, d);                                                                                                        \
+            rt.block_on(name##_on(rt, kind, dir, std::move(d), std::move(s)));                                                                  \
+        }                                                                                                                                       \
+        BOOST_TEST(mount_table() == mounts);                                                                                                    \
+    }                                                                                                                                           \
+    BOOST_AUTO_TEST_CASE(name##_overlay) { name##_run("overlay"); }                                                                             \
+    BOOST_AUTO_TEST_CASE(name##_native) { name##_run("native"); }                                                                               \
+    static task<void> name##_on([[maybe_unused]] runtime& rt, [[maybe_unused]] std::string kind, [[maybe_unused]] const test::scratch_dir& dir, \
                                 [[maybe_unused]] std::shared_ptr<directory> d, [[maybe_unused]] std::shared_ptr<store> s)

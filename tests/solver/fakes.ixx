@@ -2,8 +2,8 @@
 module;
 #include <algorithm>
 #include <cstddef>
-#include <exception>
 #include <deque>
+#include <exception>
 #include <functional>
 #include <map>
 #include <memory>
@@ -31,9 +31,7 @@ struct text_value final : solver::value {
     explicit text_value(std::string t) : text(std::move(t)) {}
 };
 
-inline std::string text_of_result(const solver::result& r) {
-    return r ? static_cast<const text_value&>(*r).text : std::string("(none)");
-}
+inline std::string text_of_result(const solver::result& r) { return r ? static_cast<const text_value&>(*r).text : std::string("(none)"); }
 
 /// Texts name themselves: what was saved can be loaded until it is lost.
 class fake_store final : public solver::result_store {
@@ -53,17 +51,17 @@ public:
 };
 
 struct plan {
-    std::string name;         ///< makes up the op digest, unless `version` does
-    std::string salt;         ///< changes the op digest, not the output
+    std::string name;  ///< makes up the op digest, unless `version` does
+    std::string salt;  ///< changes the op digest, not the output
     bool counted = true;
     bool ephemeral = false;
     bool no_cache = false;
     bool pinned = false;
     bool shows_describe = false;
     std::vector<std::string> also;
-    std::set<std::size_t> content_of;  ///< inputs read by content: only the part before '|' of the input's text counts
-    std::set<std::size_t> late;        ///< the same, told by run()
-    std::function<async::task<void>(solver::context)> during;   ///< in run()
+    std::set<std::size_t> content_of;                          ///< inputs read by content: only the part before '|' of the input's text counts
+    std::set<std::size_t> late;                                ///< the same, told by run()
+    std::function<async::task<void>(solver::context)> during;  ///< in run()
     std::function<async::task<void>()> preparing;
     std::function<std::string(const std::vector<std::string>&)> make;
 };
@@ -78,7 +76,8 @@ public:
 
     async::task<solver::cache_info> describe(solver::context) override {
         ++described;
-        solver::cache_info out{.op_digest = digest::of(p_.name + "/" + p_.salt), .ephemeral = p_.ephemeral, .no_cache = p_.no_cache, .pinned = p_.pinned};
+        solver::cache_info out{
+            .op_digest = digest::of(p_.name + "/" + p_.salt), .ephemeral = p_.ephemeral, .no_cache = p_.no_cache, .pinned = p_.pinned};
         for (const auto& other : p_.also) out.also.push_back(digest::of(other));
         std::size_t inputs = 0;
         for (const auto i : p_.content_of) inputs = std::max(inputs, i + 1);
@@ -194,7 +193,8 @@ public:
 
     async::task<void> open(async::runtime& rt, std::size_t parallel = 0) {
         index = co_await cache::index::open(rt.pool(), storage);
-        solver = std::make_unique<cobuild::solver::solver>(rt.get_executor(), index, store, cobuild::solver::solver_options{.max_parallelism = parallel});
+        solver =
+            std::make_unique<cobuild::solver::solver>(rt.get_executor(), index, store, cobuild::solver::solver_options{.max_parallelism = parallel});
     }
     async::task<void> close() {
         co_await solver->close();

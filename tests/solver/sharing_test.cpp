@@ -200,10 +200,11 @@ CO_TEST_CASE(at_most_so_many_counted_ops_run_at_once_over_all_builds) {
             std::vector<std::size_t> all;
             for (int i = 0; i < 8; ++i) all.push_back(one->graph.add(plan{.name = cat(one == &a ? "a" : "b", i), .during = work}));
             for (int i = 0; i < 4; ++i)
-                all.push_back(one->graph.add(plan{.name = cat(one == &a ? "ua" : "ub", i), .counted = false, .during = [&](solver::context) -> async::task<void> {
-                                                      ++uncounted;
-                                                      co_return;
-                                                  }}));
+                all.push_back(one->graph.add(
+                    plan{.name = cat(one == &a ? "ua" : "ub", i), .counted = false, .during = [&](solver::context) -> async::task<void> {
+                             ++uncounted;
+                             co_return;
+                         }}));
             one->graph.add(plan{.name = one == &a ? "top a" : "top b"}, all);
         }
         async::task_group group(rt.get_executor());

@@ -81,19 +81,24 @@ std::string serve(fake_registry& r, const std::string& name, const std::vector<m
         list += cat(list.empty() ? "" : ",", R"({"mediaType":")", l.media_type, R"(","digest":")", r.add_blob(l.blob), R"(","size":)",
                     static_cast<std::int64_t>(l.blob.size()) + size_off_by, "}");
     }
-    const auto config = cat(R"({"architecture":"amd64","os":"linux","config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":[)", diff_ids, "]}}");
-    const auto manifest = cat(R"({"schemaVersion":2,"mediaType":")", oci::media::oci_manifest, R"(","config":{"mediaType":")", oci::media::oci_config, R"(","digest":")",
-                              r.add_blob(config), R"(","size":)", config.size(), R"(},"layers":[)", list, "]}");
+    const auto config =
+        cat(R"({"architecture":"amd64","os":"linux","config":{"Env":["A=b"]},"rootfs":{"type":"layers","diff_ids":[)", diff_ids, "]}}");
+    const auto manifest = cat(R"({"schemaVersion":2,"mediaType":")", oci::media::oci_manifest, R"(","config":{"mediaType":")", oci::media::oci_config,
+                              R"(","digest":")", r.add_blob(config), R"(","size":)", config.size(), R"(},"layers":[)", list, "]}");
     return r.add_manifest(name, "1", std::string(oci::media::oci_manifest), manifest);
 }
 
 struct world {
     explicit world(runtime& r)
-        : rt(r), d(state::directory::open((dir / "state").string(), rt.pool())), content(d), snapshots(snapshot::open_overlay(d)),
-          client({.executor = rt.get_executor(),
-                  .pool = &rt.pool(),
-                  .hosts = [host = server.host()](std::string_view) { return std::vector<registry::host_settings>{{.host = host, .plain_http = true}}; },
-                  .retry = {.attempts = 2, .first_wait = 1ms, .longest_wait = 2ms, .longest_retry_after = 1s}}),
+        : rt(r),
+          d(state::directory::open((dir / "state").string(), rt.pool())),
+          content(d),
+          snapshots(snapshot::open_overlay(d)),
+          client(
+              {.executor = rt.get_executor(),
+               .pool = &rt.pool(),
+               .hosts = [host = server.host()](std::string_view) { return std::vector<registry::host_settings>{{.host = host, .plain_http = true}}; },
+               .retry = {.attempts = 2, .first_wait = 1ms, .longest_wait = 2ms, .longest_retry_after = 1s}}),
           images(rt.pool(), content, *snapshots, client) {}
 
     task<source::resolved_image> resolve(std::string name, source::freshness how = source::freshness::missing) {
@@ -142,18 +147,20 @@ bool says(const error& e, std::string_view part) { return std::string_view(e.wha
 
 }  // namespace
 
-#define WORLD_CASE(name)                                \
-    static task<void> name##_in(world& w);              \
-    CO_TEST_CASE(name) {                                \
-        if (!cobuild::test::needs_root()) co_return;    \
-        world w(rt);                                    \
-        co_await name##_in(w);                          \
-        co_await w.client.close();                      \
-    }                                                   \
+#define WORLD_CASE(name)                             \
+    static task<void> name##_in(world& w);           \
+    CO_TEST_CASE(name) {                             \
+        if (!cobuild::test::needs_root()) co_return; \
+        world w(rt);                                 \
+        co_await name##_in(w);                       \
+        co_await w.client.close();                   \
+    }                                                \
     static task<void> name##_in([[maybe_unused]] world& w)
 
 WORLD_CASE(layers_of_every_kind_in_order_and_only_once) {
-    serve(w.server, "a", {plain("one", "1"), plain("two", "2", archive::compression::zstd), plain("three", "3", archive::compression::none), pack(archive::compression::gzip, [](auto& tar) { tar.whiteout("one"); })});
+    serve(w.server, "a",
+          {plain("one", "1"), plain("two", "2", archive::compression::zstd), plain("three", "3", archive::compression::none),
+           pack(archive::compression::gzip, [](auto& tar) { tar.whiteout("one"); })});
     const auto got = co_await w.pull("a");
     BOOST_TEST(got.chain.layers.size() == 4U);
     BOOST_TEST((co_await w.read(got.chain, "two")) == "2");
@@ -177,7 +184,8 @@ WORLD_CASE(layers_come_in_parallel) {
     w.server.hold_blobs(true);
     task_group group(co_await current_executor);
     source::pulled_image out;
-    group.spawn([](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> { to = co_await in.images.pull(std::move(i), {}); }(w, image, out));
+    group.spawn([](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> { to = co_await in.images.pull(std::move(i), {}); }(
+                                                                                      w, image, out));
     co_await w.rt.pool().run([&] { w.server.wait_for_blob_transfers(4); });
     w.server.hold_blobs(false);
     co_await group.join();
@@ -193,7 +201,9 @@ WORLD_CASE(a_layer_of_two_images_at_once_is_fetched_once) {
     w.server.forget_requests();
     source::pulled_image got_a, got_b;
     task_group group(co_await current_executor);
-    const auto one = [](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> { to = co_await in.images.pull(std::move(i), {}); };
+    const auto one = [](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> {
+        to = co_await in.images.pull(std::move(i), {});
+    };
     group.spawn(one(w, a, got_a));
     group.spawn(one(w, b, got_b));
     co_await group.join();
@@ -262,7 +272,8 @@ WORLD_CASE(sizes_and_ids_that_do_not_agree) {
     for (const auto& part : {honest, lying.diff_id, std::string("registry.test/lie")}) BOOST_TEST(says(e, part), part);
     BOOST_TEST((co_await w.layers()) == 0U);
     // What is rightly what it says but is no archive.
-    made_layer noise{.blob = std::string(5000, 'n'), .diff_id = digest::of(std::string(5000, 'n')).str(), .media_type = std::string(oci::media::oci_layer)};
+    made_layer noise{
+        .blob = std::string(5000, 'n'), .diff_id = digest::of(std::string(5000, 'n')).str(), .media_type = std::string(oci::media::oci_layer)};
     serve(w.server, "noise", {noise});
     const auto bad = co_await failure(w.pull("noise"));
     BOOST_TEST((bad.kind() == errc::corrupt));
@@ -335,7 +346,8 @@ WORLD_CASE(a_build_that_leaves_does_not_hold_up_another) {
     task_group first(co_await current_executor), second(co_await current_executor);
     first.spawn([](world& in, source::resolved_image i) -> task<void> { co_await in.images.pull(std::move(i), {}); }(w, image));
     co_await w.rt.pool().run([&] { w.server.wait_for_blob_transfers(3); });
-    second.spawn([](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> { to = co_await in.images.pull(std::move(i), {}); }(w, image, got));
+    second.spawn([](world& in, source::resolved_image i, source::pulled_image& to) -> task<void> { to = co_await in.images.pull(std::move(i), {}); }(
+                                                                                       w, image, got));
     co_await w.rt.pool().run([] {});
     first.cancel();
     std::exception_ptr thrown;
@@ -420,7 +432,8 @@ WORLD_CASE(what_never_and_always_mean) {
     // Built here under that name: taken as it is, unless asked otherwise.
     w.content.put_image({.name = "registry.test/a:1",
                          .target = image.manifest.digest,
-                         .descriptor = cat(R"({"mediaType":")", oci::media::oci_manifest, R"(","digest":")", image.manifest.digest.str(), R"(","size":)", image.manifest.size, "}"),
+                         .descriptor = cat(R"({"mediaType":")", oci::media::oci_manifest, R"(","digest":")", image.manifest.digest.str(),
+                                           R"(","size":)", image.manifest.size, "}"),
                          .created = {},
                          .labels = {{std::string(source::chain_label), source::chain_text(got.chain)}}});
     w.server.forget_requests();

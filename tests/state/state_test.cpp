@@ -1,5 +1,5 @@
-#include "support/support.hpp"
 #include "support/child.hpp"
+#include "support/support.hpp"
 
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -62,7 +62,7 @@ std::string file_of(const directory& d, const std::string& name) { return d.root
 BOOST_AUTO_TEST_CASE(opening_makes_a_private_directory_and_closing_leaves_no_owner) {
     const test::scratch_dir dir;
     async::blocking_pool pool(2);
-    const auto root = dir / "a" ;
+    const auto root = dir / "a";
     {
         const auto d = directory::open((root / "state").string() + "/", pool);
         struct stat st{};
@@ -139,7 +139,9 @@ CO_TEST_CASE(a_half_written_entry_was_never_done) {
 
 CO_TEST_CASE(an_entry_left_at_close_is_replayed_by_the_next) {
     const test::scratch_dir dir;
-    { (void)directory::open(dir.path().string(), rt.pool())->record("cni", "left"); }
+    {
+        (void)directory::open(dir.path().string(), rt.pool())->record("cni", "left");
+    }
     const auto d = directory::open(dir.path().string(), rt.pool());
     undone cni;
     d->on_undo("cni", cni.handler());
@@ -224,7 +226,9 @@ BOOST_AUTO_TEST_CASE(a_damaged_database_is_replaced_only_when_nobody_else_lives)
         std::ofstream out(dir / name, std::ios::binary | std::ios::trunc);
         out << "this is not a database, whatever its name says, and it is long enough to be looked at as one";
     };
-    { directory::open(root, pool)->database().migrate("t", steps); }
+    {
+        directory::open(root, pool)->database().migrate("t", steps);
+    }
     spoil("state.db");
     {
         child other([&] {

@@ -58,16 +58,18 @@ void shell(const std::string& command) {
 
 authority::authority(std::filesystem::path dir, std::string name) : dir_(std::move(dir)), name_(std::move(name)) {
     const auto base = (dir_ / name_).string();
-    shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj '/CN=" + name_ + "' -keyout " + base + ".key -out " + base + ".pem");
+    shell("openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30 -subj '/CN=" + name_ + "' -keyout " + base +
+          ".key -out " + base + ".pem");
 }
 
 authority::pair authority::issue(const std::string& name, const std::string& names, int days) const {
     const auto base = (dir_ / name).string();
     const auto ca = (dir_ / name_).string();
     std::ofstream(base + ".ext") << "subjectAltName=" << names << "\nextendedKeyUsage=serverAuth,clientAuth\n";
-    shell("openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=" + name + "' -keyout " + base + ".key -out " + base + ".csr");
-    shell("openssl x509 -req -in " + base + ".csr -CA " + ca + ".pem -CAkey " + ca + ".key -CAcreateserial -days " + std::to_string(days) + " -extfile " + base + ".ext -out " +
-          base + ".cert");
+    shell("openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=" + name + "' -keyout " + base + ".key -out " + base +
+          ".csr");
+    shell("openssl x509 -req -in " + base + ".csr -CA " + ca + ".pem -CAkey " + ca + ".key -CAcreateserial -days " + std::to_string(days) +
+          " -extfile " + base + ".ext -out " + base + ".cert");
     return {base + ".cert", base + ".key"};
 }
 
@@ -82,8 +84,8 @@ docker_registry::docker_registry(std::filesystem::path dir, options o) {
     port_ = free_port();
     {
         std::ofstream config(dir / "config.yml");
-        config << "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: " << (dir / "storage").string()
-               << "}\nhttp:\n  addr: 127.0.0.1:" << port_ << "\n";
+        config << "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: "
+               << (dir / "storage").string() << "}\nhttp:\n  addr: 127.0.0.1:" << port_ << "\n";
         if (!o.tls_cert.empty()) {
             config << "  tls:\n    certificate: " << o.tls_cert << "\n    key: " << o.tls_key << "\n";
             if (!o.client_ca.empty()) config << "    clientcas: [" << o.client_ca << "]\n";

@@ -1,5 +1,7 @@
-// A child process for crash and concurrency tests. Include after support.hpp, before any import.
+// A child process for crash and concurrency tests. Include before any import.
 #pragma once
+
+#include "support/support.hpp"
 
 #include <sys/wait.h>
 #include <unistd.h>

@@ -107,14 +107,17 @@ struct fake_registry::state {
 
 namespace {
 fake_response not_found(std::string_view code) {
-    return {.status = 404, .headers = {{"Content-Type", "application/json"}}, .body = cat(R"({"errors":[{"code":")", code, R"(","message":"not here"}]})")};
+    return {.status = 404,
+            .headers = {{"Content-Type", "application/json"}},
+            .body = cat(R"({"errors":[{"code":")", code, R"(","message":"not here"}]})")};
 }
 }  // namespace
 
 void fake_registry::state::listen() {
     if (!opts.tls_cert.empty()) {
         tls = SSL_CTX_new(TLS_server_method());
-        if (SSL_CTX_use_certificate_chain_file(tls, opts.tls_cert.c_str()) != 1 || SSL_CTX_use_PrivateKey_file(tls, opts.tls_key.c_str(), SSL_FILETYPE_PEM) != 1)
+        if (SSL_CTX_use_certificate_chain_file(tls, opts.tls_cert.c_str()) != 1 ||
+            SSL_CTX_use_PrivateKey_file(tls, opts.tls_key.c_str(), SSL_FILETYPE_PEM) != 1)
             throw std::runtime_error("fake registry: no certificate");
         if (!opts.client_ca.empty()) {
             SSL_CTX_load_verify_file(tls, opts.client_ca.c_str());
@@ -161,7 +164,8 @@ void fake_registry::state::serve(int fd, unsigned id) {
         peer p(fd, tls);
         std::string in;
         if (p.accept())
-            while (!stopping && exchange(p, in, id)) {}
+            while (!stopping && exchange(p, in, id)) {
+            }
     }
     const std::lock_guard lock(guard);
     sockets.erase(fd);
@@ -186,9 +190,11 @@ bool fake_registry::state::exchange(peer& p, std::string& in, unsigned id) {
     const auto target = words.size() > 1 ? words[1] : std::string_view("/");
     q.path = decode(target.substr(0, target.find('?')));
     if (const auto mark = target.find('?'); mark != std::string_view::npos)
-        for (const auto pair : split(target.substr(mark + 1), '&')) q.query[decode(pair.substr(0, pair.find('=')))] = decode(pair.substr(std::min(pair.find('='), pair.size() - 1) + 1));
+        for (const auto pair : split(target.substr(mark + 1), '&'))
+            q.query[decode(pair.substr(0, pair.find('=')))] = decode(pair.substr(std::min(pair.find('='), pair.size() - 1) + 1));
     for (std::size_t i = 1; i < lines.size(); ++i)
-        if (const auto colon = lines[i].find(':'); colon != std::string_view::npos) q.headers[to_lower(lines[i].substr(0, colon))] = trim(lines[i].substr(colon + 1));
+        if (const auto colon = lines[i].find(':'); colon != std::string_view::npos)
+            q.headers[to_lower(lines[i].substr(0, colon))] = trim(lines[i].substr(colon + 1));
     handler first, second;
     {
         const std::lock_guard lock(guard);
@@ -325,16 +331,19 @@ fake_response fake_registry::state::answer_manifest(const fake_request& q, const
     }
     const auto found = manifests.find(cat(repository, by_digest ? '@' : ':', what));
     if (found == manifests.end()) return not_found("MANIFEST_UNKNOWN");
-    return {.headers = {{"Content-Type", found->second.type}, {"Docker-Content-Digest", digest::of(found->second.bytes).str()}}, .body = found->second.bytes};
+    return {.headers = {{"Content-Type", found->second.type}, {"Docker-Content-Digest", digest::of(found->second.bytes).str()}},
+            .body = found->second.bytes};
 }
 
 fake_response fake_registry::state::answer_upload(const fake_request& q, const std::string& repository) {
     if (q.method == "POST") {
-        if (const auto m = q.query.find("mount"); m != q.query.end() && blobs.contains(m->second)) return {.status = 201, .headers = {{"Docker-Content-Digest", m->second}}};
+        if (const auto m = q.query.find("mount"); m != q.query.end() && blobs.contains(m->second))
+            return {.status = 201, .headers = {{"Docker-Content-Digest", m->second}}};
         return {.status = 202, .headers = {{"Location", cat("/v2/", repository, "/blobs/uploads/", ++uploads, "?state=x")}}};
     }
     const auto d = digest::of(q.body).str();
-    if (q.method != "PUT" || !q.query.contains("digest") || q.query.at("digest") != d || !q.query.contains("state")) return {.status = 400, .body = "{}"};
+    if (q.method != "PUT" || !q.query.contains("digest") || q.query.at("digest") != d || !q.query.contains("state"))
+        return {.status = 400, .body = "{}"};
     blobs[d] = q.body;
     return {.status = 201, .headers = {{"Docker-Content-Digest", d}}};
 }
@@ -387,10 +396,13 @@ fake_image fake_registry::add_image(const std::string& repository, const std::st
     std::string list;
     for (const auto& bytes : layers) {
         out.layer_digests.push_back(add_blob(bytes));
-        list.append(list.empty() ? "" : ",").append(cat(R"({"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":")", out.layer_digests.back(), R"(","size":)", bytes.size(), "}"));
+        list.append(list.empty() ? "" : ",")
+            .append(cat(R"({"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":")", out.layer_digests.back(), R"(","size":)", bytes.size(),
+                        "}"));
     }
-    out.manifest = cat(R"({"schemaVersion":2,"mediaType":")", manifest_type, R"(","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":")", out.config_digest,
-                       R"(","size":)", config.size(), R"(},"layers":[)", list, "]}");
+    out.manifest =
+        cat(R"({"schemaVersion":2,"mediaType":")", manifest_type, R"(","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":")",
+            out.config_digest, R"(","size":)", config.size(), R"(},"layers":[)", list, "]}");
     out.manifest_digest = add_manifest(repository, tag, std::string(manifest_type), out.manifest);
     return out;
 }

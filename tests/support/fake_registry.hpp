@@ -23,7 +23,7 @@ struct fake_request {
     std::map<std::string, std::string> query;    ///< percent-decoded
     std::map<std::string, std::string> headers;  ///< names in lower case
     std::string body;
-    unsigned connection = 0;                     ///< counts sockets from 1
+    unsigned connection = 0;  ///< counts sockets from 1
 };
 
 struct fake_response {
@@ -33,9 +33,9 @@ struct fake_response {
     std::optional<std::size_t> cut_after;          ///< close the socket after so many bytes of the body
     std::optional<std::uint64_t> declared_length;  ///< Content-Length that is not the body's
     bool chunked = false;
-    bool close = false;                            ///< Connection: close, and close
-    bool no_answer = false;                        ///< close without a byte
-    std::string raw;                               ///< sent as it is instead of all that
+    bool close = false;      ///< Connection: close, and close
+    bool no_answer = false;  ///< close without a byte
+    std::string raw;         ///< sent as it is instead of all that
 };
 
 struct fake_image {
@@ -49,7 +49,7 @@ public:
         std::string tls_cert, tls_key;  ///< PEM files; both or none
         std::string client_ca;          ///< with TLS: clients must show a certificate of this authority
         bool ranges = true;
-        int port = 0;                   ///< 0: any
+        int port = 0;  ///< 0: any
     };
     fake_registry();
     explicit fake_registry(options o);

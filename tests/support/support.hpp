@@ -41,10 +41,10 @@ std::filesystem::path shared_dir();
 
 /// A test case whose body is a coroutine on a runtime of its own: `CO_TEST_CASE(name) { co_await ...; }`.
 /// `rt` is the runtime. Needs `import cobuild.async;` in the including file.
-#define CO_TEST_CASE(name)                                                                     \
+#define CO_TEST_CASE(name)                                                                       \
     static cobuild::async::task<void> name##_body([[maybe_unused]] cobuild::async::runtime& rt); \
-    BOOST_AUTO_TEST_CASE(name) {                                                               \
-        cobuild::async::runtime rt;                                                            \
-        rt.block_on(name##_body(rt));                                                          \
-    }                                                                                          \
+    BOOST_AUTO_TEST_CASE(name) {                                                                 \
+        cobuild::async::runtime rt;                                                              \
+        rt.block_on(name##_body(rt));                                                            \
+    }                                                                                            \
     static cobuild::async::task<void> name##_body([[maybe_unused]] cobuild::async::runtime& rt)

@@ -87,8 +87,8 @@ std::optional<std::string> value_text(const slot& s);
 std::map<std::string, std::string> flatten(const fields& all);
 
 struct unbuilt {
-    std::string_view path;       ///< this key and all below it
-    bool restricts = false;      ///< refused instead of ignored
+    std::string_view path;        ///< this key and all below it
+    bool restricts = false;       ///< refused instead of ignored
     std::string_view value = {};  ///< only this value, as TOML; empty: whatever differs from the default
 };
 /// The line of the table that speaks of this key and value, or null.
@@ -101,8 +101,8 @@ struct reading {
     std::string file;
     configuration config;
     std::vector<diagnostic> findings;
-    std::map<std::string, unsigned> lines;      ///< by path
-    std::map<std::string, std::string> flags;   ///< by path: the flag that set it
+    std::map<std::string, unsigned> lines;     ///< by path
+    std::map<std::string, std::string> flags;  ///< by path: the flag that set it
     void report(severity level, errc kind, std::string message, std::optional<unsigned> line);
 };
 /// The same TOML in ASCII, line by line: strings with escapes in place of other characters, comments without them. toml++ up

@@ -99,15 +99,15 @@ struct command {
 struct stage_state {
     const df::stage* stage = nullptr;
     std::size_t index = 0;
-    std::string name;      ///< what its vertices are called after; empty for the only stage
-    std::string base_name; ///< after expansion; a reference with digest once resolved
+    std::string name;       ///< what its vertices are called after; empty for the only stage
+    std::string base_name;  ///< after expansion; a reference with digest once resolved
     df::line_range lines;
     stage_state* base = nullptr;
     std::vector<stage_state*> deps;
     std::vector<command> commands;
     std::optional<oci::platform> platform;
 
-    bool resolved = false;    ///< the base image is known
+    bool resolved = false;  ///< the base image is known
     bool triggers_known = false;
     bool dispatched = false;  ///< `root` is what others may copy from
     bool ignore_cache = false;
@@ -196,8 +196,7 @@ private:
     // run.cpp, mounts.cpp
     void run_command(stage_state& s, command& c);
     llb::exec_meta run_meta(const stage_state& s) const;
-    void add_mounts(stage_state& s, command& c, std::vector<llb::mount>& mounts, std::vector<root_ref>& roots, llb::exec_op& e,
-                    env_list& env);
+    void add_mounts(stage_state& s, command& c, std::vector<llb::mount>& mounts, std::vector<root_ref>& roots, llb::exec_op& e, env_list& env);
     void add_secret(const stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const;
     void add_directory_mount(stage_state& s, const df::mount& m, stage_state* source, df::line_range lines, llb::mount& out, root_ref& root);
 
