@@ -1,5 +1,6 @@
 // Progress as stable text: blocks of "#N ..." lines, one vertex at a time, as BuildKit's plain form.
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <functional>
 #include <iostream>

@@ -1,4 +1,5 @@
 module;
+#include <cstdint>
 #include <ctime>
 #include <filesystem>
 #include <optional>

@@ -4,6 +4,7 @@ module;
 #include <chrono>
 #include <csignal>
 #include <cstddef>
+#include <cstdint>
 #include <ctime>
 #include <exception>
 #include <filesystem>

@@ -3,6 +3,7 @@ module;
 #include <array>
 #include <charconv>
 #include <chrono>
+#include <cstdint>
 #include <ctime>
 #include <exception>
 #include <functional>

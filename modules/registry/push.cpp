@@ -1,5 +1,6 @@
 module;
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <map>

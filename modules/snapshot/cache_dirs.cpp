@@ -7,6 +7,7 @@ module;
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>

@@ -2,6 +2,7 @@ module;
 #include <algorithm>
 #include <charconv>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <functional>
 #include <map>

@@ -12,6 +12,7 @@ import cobuild.json;
 import cobuild.progress;
 import cobuild.exporter;
 
+#include <cstdint>
 #include "exporter/world_body.hpp"
 
 namespace {

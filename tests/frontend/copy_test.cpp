@@ -1,3 +1,4 @@
+#include <cstdint>
 #include "frontend/fixture.hpp"
 
 using namespace frontend_test;

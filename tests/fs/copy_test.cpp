@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <sys/un.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <optional>

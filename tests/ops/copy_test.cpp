@@ -14,6 +14,7 @@ import cobuild.source;
 import cobuild.llb;
 import cobuild.ops;
 
+#include <cstdint>
 #include "ops/world_body.hpp"
 
 BOOST_AUTO_TEST_SUITE(copying)

@@ -15,6 +15,7 @@ import cobuild.source;
 import cobuild.llb;
 import cobuild.ops;
 
+#include <cstdint>
 #include "ops/world_body.hpp"
 
 namespace {

@@ -19,6 +19,7 @@ import cobuild.source;
 import cobuild.llb;
 import cobuild.ops;
 
+#include <cstdint>
 #include "ops/world_body.hpp"
 
 namespace {

@@ -1,5 +1,6 @@
 #include "support/support.hpp"
 
+#include <cstdint>
 #include "registry/fixture.hpp"
 
 import cobuild.base;

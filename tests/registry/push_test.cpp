@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <cstdint>
 #include "registry/fixture.hpp"
 
 import cobuild.base;

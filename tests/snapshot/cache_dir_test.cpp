@@ -6,6 +6,7 @@ import cobuild.state;
 import cobuild.content;
 import cobuild.snapshot;
 
+#include <cstdint>
 #include "snapshot/world_body.hpp"
 
 using snapshot::cache_dir;
