@@ -380,6 +380,20 @@ async::task<frontend::result> convert(parts& p, const build_request& r, std::sha
     co_return out;
 }
 
+/// After a reboot only layers that were made durable count. That they are not is a slower build then, no failure of this one.
+async::task<void> make_durable(parts& p) {
+    std::exception_ptr failed;
+    try {
+        co_await p.snapshots->sync();
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (!failed) co_return;
+    const auto e = describe(failed);
+    if (e.kind() == errc::canceled) throw e;
+    log(log_level::warning, "the layers of this build may have to be built again after a reboot", {{"error", e.what()}});
+}
+
 }  // namespace
 
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
@@ -411,7 +425,14 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     else if (r.push)
         outputs.push_back({.type = "registry", .attributes = {}});
     exports all(p, std::move(in), std::move(names), counting);
-    for (auto& o : outputs) co_await all.run(std::move(o), out);
+    const auto write = [](exports& to, std::vector<output> what, build_result& result) -> async::task<void> {
+        for (auto& o : what) co_await to.run(std::move(o), result);
+    };
+    // What was built reaches the disk while it is exported, which reads it from memory.
+    std::vector<async::task<void>> last;
+    last.push_back(write(all, std::move(outputs), out));
+    last.push_back(make_durable(p));
+    co_await async::when_all(std::move(last));
     co_await collect_garbage(p);
     co_return out;
 }

@@ -227,7 +227,7 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
 async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob) {
     const auto& layer = what->image.parsed.layers[index];
     auto line = std::make_shared<progress::line>(what->progress.begin(layer.digest.str(), static_cast<std::int64_t>(layer.size)));
-    async::byte_pipe pipe(std::size_t{8} << 20);
+    async::byte_pipe pipe(std::size_t{4} << 20);
     auto out = std::make_shared<unpacked>();
     std::string host;
     async::task_group both(co_await async::current_executor);
