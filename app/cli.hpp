@@ -34,6 +34,9 @@ struct engine_flags {
     [[nodiscard]] config::configuration load() const;
 };
 
+/// Where log lines go from now on, in the level and form of the configuration.
+void log_to(int fd);
+
 /// Turns Ctrl-C, TERM and HUP into a cancellation; a second signal kills running steps at once and ends the program.
 /// One per process, made before any other thread.
 class interrupt {

@@ -77,11 +77,22 @@ void engine_flags::add_to(CLI::App& command) {
         ->group("Engine");
 }
 
+namespace {
+log_options configured_log;
+}
+
+void log_to(int fd) {
+    auto options = configured_log;
+    options.fd = fd;
+    configure_log(std::move(options));
+}
+
 config::configuration engine_flags::load() const {
     const bool named = !config_file.empty();
     auto loaded = config::load(named ? std::filesystem::path(config_file) : config::default_path(), named, overrides);
     auto& c = loaded.config;
-    configure_log({.level = c.log.level.value_or(log_level::warning), .format = c.log.format});
+    configured_log = {.level = c.log.level.value_or(log_level::warning), .format = c.log.format};
+    configure_log(configured_log);
     for (const auto& w : loaded.warnings) std::cerr << config::to_string(w) << "\n";
     return std::move(c);
 }

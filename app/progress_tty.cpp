@@ -1,14 +1,17 @@
 // Progress on a terminal: one list that is redrawn in place.
+#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <variant>
 
@@ -25,7 +28,9 @@ struct colors {
 
 class tty_display final : public progress_display {
 public:
-    explicit tty_display(std::string title) : title_(std::move(title)), thread_([this] { serve(); }) {
+    explicit tty_display(std::string title) : title_(std::move(title)) {
+        catch_log();
+        thread_ = std::thread([this] { serve(); });
         if (const char* no = std::getenv("NO_COLOR"); no != nullptr && *no != '\0') colors_ = {"", "", "", ""};
     }
     ~tty_display() override { stop(); }
@@ -35,7 +40,6 @@ public:
         auto& v = view_.apply(e);
         if (const auto* l = std::get_if<progress::log>(&e)) v.add_output(l->data);
         if (const auto* w = std::get_if<progress::warning>(&e)) warnings_.push_back(w->message);
-        dirty_ = true;
     }
 
     void finish() override {
@@ -54,6 +58,28 @@ private:
         }
         wake_.notify_all();
         if (thread_.joinable()) thread_.join();
+        if (log_in_) log_to(2);
+    }
+
+    /// Log lines would land in the middle of the list: they come through a pipe and are written above it. A line that finds
+    /// the pipe full is lost rather than waited for.
+    void catch_log() {
+        std::array<int, 2> ends{};
+        if (::pipe2(ends.data(), O_CLOEXEC | O_NONBLOCK) != 0) return;
+        log_out_.reset(ends[0]);
+        log_in_.reset(ends[1]);
+        ::fcntl(log_in_.get(), F_SETPIPE_SZ, 1 << 20);
+        log_to(log_in_.get());
+    }
+
+    std::string caught_log() {
+        if (!log_out_) return {};
+        std::array<char, 65536> buffer;
+        for (ssize_t n = 0; (n = ::read(log_out_.get(), buffer.data(), buffer.size())) > 0;) log_.append(buffer.data(), static_cast<std::size_t>(n));
+        const auto whole = log_.rfind('\n') + 1;
+        std::string out = log_.substr(0, whole);
+        log_.erase(0, whole);
+        return out;
     }
 
     void serve() {
@@ -121,8 +147,8 @@ private:
         }
         std::string text;
         if (drawn_ > 0) text += cat("\033[", drawn_, "A");
-        text += cat("\r\033[J[+] Building ", seconds_text(now - begun_), " (", done, "/", known, ")", last ? " FINISHED" : "", "  ",
-                    printable(title_), "\n");
+        text += cat("\r\033[J", caught_log());
+        text += cat("[+] Building ", seconds_text(now - begun_), " (", done, "/", known, ")", last ? " FINISHED" : "", "  ", printable(title_), "\n");
         for (const auto& l : finished) text += l + "\n";
         for (const auto& l : running) text += l + "\n";
         drawn_ = 1 + finished.size() + running.size();
@@ -137,7 +163,9 @@ private:
     std::vector<std::string> warnings_;
     progress::time_point begun_ = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
     std::size_t drawn_ = 0;
-    bool over_ = false, dirty_ = false;
+    bool over_ = false;
+    unique_fd log_out_, log_in_;
+    std::string log_;
     std::thread thread_;
 };
 

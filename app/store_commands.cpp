@@ -198,7 +198,9 @@ std::vector<command> add_config_commands(CLI::App& app) {
     auto* print = parent->add_subcommand("print", "Show the effective configuration as TOML");
     flags->add_to(*print);
     out.push_back({print, [flags] {
-                       std::cout << config::to_toml(flags->load());
+                       auto settings = flags->load();
+                       settings.root = build::state_directory({.settings = settings}).string();
+                       std::cout << config::to_toml(settings);
                        return 0;
                    }});
     return out;

@@ -34,6 +34,7 @@ struct test_flags {
 std::vector<std::filesystem::path> find_files(const std::vector<std::string>& named) {
     std::vector<std::filesystem::path> out;
     for (const auto& n : named) {
+        if (!std::filesystem::exists(n)) throw error{errc::not_found, cat("there is no scenario ", quoted(n))};
         if (!std::filesystem::is_directory(n)) {
             out.emplace_back(n);
             continue;

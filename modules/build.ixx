@@ -38,6 +38,10 @@ struct engine_options {
     std::string docker_config;       ///< directory of docker's config.json with logins; empty: DOCKER_CONFIG, else ~/.docker
 };
 
+/// Where an engine of these options keeps its state: `root`, else the configuration's, in which BuildKit's own default
+/// directory stands for /var/lib/cobuild: no directory is shared with BuildKit.
+std::filesystem::path state_directory(const engine_options& options);
+
 enum class pull_mode {
     missing,  ///< ask the registry about a tag (one HEAD), pull what is not here
     always,   ///< the same, and never take an image that was built here

@@ -7,6 +7,7 @@ module;
 #include <cstdint>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -172,13 +173,16 @@ private:
 
 }  // namespace
 
+std::filesystem::path state_directory(const engine_options& options) {
+    if (!options.root.empty()) return options.root;
+    return options.settings.root == config::configuration{}.root ? std::string(default_root) : options.settings.root;
+}
+
 async::task<std::shared_ptr<engine>> engine::open(engine_options options) {
     if (::geteuid() != 0)
         throw error{errc::permission, "cobuild needs root to mount layers and set owners, and this is another user (uid " +
                                           std::to_string(::geteuid()) + "); run it as root"};
-    std::string root = options.root.string();
-    // BuildKit's own default directory is never shared with BuildKit.
-    if (root.empty()) root = options.settings.root == config::configuration{}.root ? std::string(default_root) : options.settings.root;
+    std::string root = state_directory(options).string();
     auto out = std::make_shared<engine_impl>(std::move(options.settings));
     co_await out->start(std::move(root), std::move(options.docker_config));
     co_return out;

@@ -40,6 +40,17 @@ digest file_key(llb::op what) {
     return key_of("file.v0", what);
 }
 
+/// What disk usage shows of an action's result.
+struct description_visitor {
+    std::string operator()(const std::monostate&) const { return {}; }
+    std::string operator()(const llb::copy_action& a) const { return cat("copy ", a.src, " ", a.dest); }
+    std::string operator()(const llb::mkfile_action& a) const { return cat("mkfile ", a.path); }
+    std::string operator()(const llb::mkdir_action& a) const { return cat("mkdir ", a.path); }
+    std::string operator()(const llb::rm_action& a) const { return cat("rm ", a.path); }
+    std::string operator()(const llb::symlink_action& a) const { return cat("symlink ", a.newpath, " -> ", a.oldpath); }
+};
+std::string description_of(const llb::file_action& action) { return std::visit(description_visitor{}, action.what); }
+
 std::optional<fs::file_time> time_of(std::int64_t timestamp) {
     if (timestamp < 0) return std::nullopt;
     return fs::file_time{timestamp / 1000000000, static_cast<std::uint32_t>(timestamp % 1000000000)};
@@ -318,7 +329,7 @@ async::task<std::vector<solver::result>> file_op::commit_outputs(std::vector<tre
         const auto at = static_cast<std::size_t>(file_.actions[i].output);
         if (out.size() <= at) out.resize(at + 1);
         t.mounted.reset();
-        out[at] = with_layer(*t.below, co_await env_.snapshots.commit(std::move(*t.top), {}));
+        out[at] = with_layer(*t.below, co_await env_.snapshots.commit(std::move(*t.top), {.description = description_of(file_.actions[i])}));
     }
     co_return out;
 }

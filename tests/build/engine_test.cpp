@@ -169,6 +169,15 @@ std::array<struct sigaction, 65> handlers() {
 
 }  // namespace
 
+BOOST_AUTO_TEST_CASE(no_directory_is_shared_with_buildkit) {
+    build::engine_options options;
+    BOOST_TEST(build::state_directory(options) == "/var/lib/cobuild");
+    options.settings.root = "/srv/state";
+    BOOST_TEST(build::state_directory(options) == "/srv/state");
+    options.root = "/var/lib/buildkit";  // whoever names it by flag means it
+    BOOST_TEST(build::state_directory(options) == "/var/lib/buildkit");
+}
+
 BOOST_AUTO_TEST_CASE(a_build_resumes_on_the_executor_that_awaited_it) {
     if (!test::needs_root()) return;
     const place p(only_files);
