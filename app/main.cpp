@@ -18,6 +18,14 @@ import cobuild.base;
 
 namespace {
 
+/// As docker's flags are: of a flag that takes one value, the last one given counts.
+void let_the_last_count(CLI::App& command) {
+    for (auto* option : command.get_options({}))
+        if (option->get_expected_max() <= 1 && option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw)
+            option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    for (auto* below : command.get_subcommands({})) let_the_last_count(*below);
+}
+
 int run(int argc, char** argv) {
     using namespace cobuild;
     CLI::App cli{"cobuild builds container images from Dockerfiles, without a daemon.", "cobuild"};
@@ -42,6 +50,7 @@ int run(int argc, char** argv) {
     daemon->allow_extras();
     commands.push_back({daemon, []() -> int { throw error{errc::unsupported, "'cobuild daemon' is not supported yet; use 'cobuild build'"}; }});
 
+    let_the_last_count(cli);
     try {
         cli.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

@@ -101,8 +101,11 @@ async::task<void> build::run() {
     }
     // What nobody needed in the end stays as it is; what was only looked up counts as found.
     over_ = true;
-    for (auto& n : nodes_)
+    for (std::size_t i = 0; i < nodes_.size(); ++i) {
+        auto& n = nodes_[i];
+        if (n.flight) abandon(i, error{errc::canceled, "nothing needs this step any more"});
         if (n.state == vertex_state::keyed && !n.record && !n.progress.about().completed) n.progress.cached();
+    }
     group_.cancel();
     std::exception_ptr leftover;
     try {
@@ -110,6 +113,8 @@ async::task<void> build::run() {
     } catch (...) {
         leftover = std::current_exception();
     }
+    co_await async::no_cancel;
+    for (const auto& f : ending_) co_await f->ended.wait();
     if (leftover && cobuild::describe(leftover).kind() != errc::canceled) std::rethrow_exception(leftover);
 }
 
@@ -186,6 +191,29 @@ void build::want(std::size_t i) {
     push(i);
 }
 
+/// The key of `i`, and so those of all above it, waits for runs below. What was found nowhere and these will read is brought
+/// about meanwhile: a key that was never seen leads to no hit above it, or only where records were pruned, and then a
+/// run too many costs less than stages one after the other.
+void build::block(std::size_t i) {
+    std::vector<std::size_t> todo{i};
+    while (!todo.empty()) {
+        const auto at = todo.back();
+        todo.pop_back();
+        auto& n = nodes_[at];
+        if (std::exchange(n.blocked, true)) continue;
+        for (const auto in : n.inputs)
+            if (const auto& below = nodes_[in.vertex]; below.state == vertex_state::keyed && !below.record) want(in.vertex);
+        for (const auto u : n.users)
+            if (!nodes_[u.node].has_key) todo.push_back(u.node);
+    }
+}
+
+/// Found nowhere, by a key that is known.
+void build::settled(std::size_t i) {
+    for (const auto u : nodes_[i].users)
+        if (nodes_[u.node].blocked) return want(i);
+}
+
 void build::key_known(std::size_t i, key k) {
     auto& n = nodes_[i];
     if (std::exchange(n.has_key, true)) return;
@@ -221,15 +249,19 @@ void build::broken(std::size_t i, const std::exception_ptr& why) {
     stop(error{errc::canceled, cat("canceled because another step failed: ", n.v->name.empty() ? n.v->id.str() : n.v->name)});
 }
 
+void build::abandon(std::size_t i, const error& cause) {
+    auto& n = nodes_[i];
+    if (auto f = std::exchange(n.flight, nullptr))
+        if (engine_->leave(f, {this, i}, cause)) ending_.push_back(std::move(f));
+    move(i, vertex_state::canceled);
+    if (const auto& shown = n.progress.about(); shown.started && !shown.completed) n.progress.failed(error{errc::canceled, cause.what()});
+}
+
 void build::stop(const error& cause) {
     if (std::exchange(over_, true)) return;
     for (std::size_t i = 0; i < nodes_.size(); ++i) {
-        auto& n = nodes_[i];
-        if (is_final(n.state) || n.state == vertex_state::unused) continue;
-        if (auto f = std::exchange(n.flight, nullptr))
-            if (engine_->leave(f, {this, i}, cause)) ending_.push_back(std::move(f));
-        move(i, vertex_state::canceled);
-        if (const auto& shown = n.progress.about(); shown.started && !shown.completed) n.progress.failed(error{errc::canceled, cause.what()});
+        const auto& n = nodes_[i];
+        if (!is_final(n.state) && n.state != vertex_state::unused) abandon(i, cause);
     }
     cancel_.cancel(cause);
     group_.cancel();

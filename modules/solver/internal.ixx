@@ -185,6 +185,7 @@ struct node {
     bool has_key = false;
     bool has_result = false;
     bool fresh = false;
+    bool blocked = false;  ///< its key waits for a run below
 
     cache_info info;
     std::vector<key> fast;
@@ -237,6 +238,9 @@ private:
     void take_off(std::size_t i);
     void finish(std::size_t i, std::vector<result> outputs);
     void want(std::size_t i);
+    void block(std::size_t i);
+    void settled(std::size_t i);
+    void abandon(std::size_t i, const error& cause);
 
     [[nodiscard]] std::vector<key_part> parts(std::size_t i, bool with_content) const;
     [[nodiscard]] input_info input(const node& n, std::size_t slot) const;

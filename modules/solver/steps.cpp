@@ -120,6 +120,7 @@ void build::after_fast_miss(std::size_t i) {
     if (!any) return settle(i);
     move(i, vertex_state::waiting_content);
     n.missing = missing;
+    if (missing > 0) block(i);
     push(i);
 }
 
@@ -163,6 +164,7 @@ void build::settle(std::size_t i) {
         late |= input(n, slot).content_of && !(slot < n.contents.size() && n.contents[slot]) && nodes_[n.inputs[slot].vertex].canonical.ephemeral;
     if (late) {
         n.wanted = true;
+        block(i);
         return collect(i);
     }
     move(i, vertex_state::keyed);
@@ -172,6 +174,7 @@ void build::settle(std::size_t i) {
     else if (k.ephemeral && n.content && !n.content->ephemeral)
         k = *n.content;
     key_known(i, k);
+    settled(i);
     push(i);
 }
 

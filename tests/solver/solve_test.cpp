@@ -1,5 +1,6 @@
 #include "support/support.hpp"
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -51,6 +52,58 @@ CO_TEST_CASE(each_vertex_runs_once_and_not_at_all_the_second_time) {
     BOOST_TEST(again.last["base"].cached);
     BOOST_TEST(again.last["top"].cached);
     BOOST_TEST(w.store->loads == 1u);  // the target alone
+    co_await w.close();
+}
+
+/// Two stages whose results are copied, one after the other, into a third: the shape of every multi-stage Dockerfile.
+struct two_stages {
+    graph_maker g;
+    std::size_t top = 0;
+    two_stages(plan a, plan b) {
+        const auto base = g.add("base");
+        const auto left = g.add(std::move(a), {base});
+        const auto right = g.add(std::move(b), {base});
+        const auto first = g.add(plan{.name = "copy a", .content_of = {1}}, {base, left});
+        top = g.add(plan{.name = "copy b", .content_of = {1}}, {first, right});
+    }
+};
+
+CO_TEST_CASE(stages_run_at_the_same_time) {
+    world w;
+    co_await w.open(rt);
+    async::event left, right;
+    const auto meet = [](async::event& mine, async::event& other) -> async::task<void> {
+        mine.set();
+        return async::with_deadline(std::chrono::seconds(20), "the other stage", other.wait());
+    };
+    two_stages s({.name = "a", .during = [&](solver::context) { return meet(left, right); }},
+                 {.name = "b", .during = [&](solver::context) { return meet(right, left); }});
+    co_await w.solve(s.g, s.top);
+    BOOST_TEST(s.g.all_runs() == 5);
+    co_await w.close();
+}
+
+CO_TEST_CASE(a_run_that_turns_out_to_be_unneeded_is_ended) {
+    world w;
+    co_await w.open(rt);
+    two_stages s({.name = "a", .make = [](auto&) { return "same"; }}, {.name = "b"});
+    const auto made = co_await w.solve(s.g, s.top);
+    for (const auto& r : co_await w.index->all())
+        if (r.result.find("b(") == 0 || r.result.find(":b(") != std::string::npos) w.index->remove(r.canonical);
+
+    // "a" is new but brings the same: what stands above is found by content, and "b", begun meanwhile, is not needed.
+    async::event begun;
+    two_stages again({.name = "a", .salt = "2", .during = [&](solver::context) { return begun.wait(); }, .make = [](auto&) { return "same"; }},
+                     {.name = "b", .during = [&](solver::context) -> async::task<void> {
+                          begun.set();
+                          return async::sleep_for(std::chrono::hours(1));
+                      }});
+    watcher seen;
+    BOOST_TEST(co_await w.solve(again.g, again.top, seen.sink) == made);
+    BOOST_TEST(again.g.runs("b") == 1);
+    BOOST_TEST(again.g.ops.at("b")->canceled == 1);
+    BOOST_TEST(seen.last["b"].completed.has_value());
+    BOOST_TEST(again.g.runs("copy b") == 0);
     co_await w.close();
 }
 
