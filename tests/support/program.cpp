@@ -224,6 +224,7 @@ workshop::workshop() : root(path("root")), config(path("buildkitd.toml")) {
     registry_ = std::make_unique<docker_registry>(dir_ / "registry", docker_registry::options{});
     write_file(config, "[registry.\"docker.io\"]\nmirrors = [\"" + registry_->host() + "\"]\n");
     helpers_ = descendants();
+    for (const auto& name : names_in("/run/netns")) other_namespaces_.insert(name);
 }
 
 workshop::~workshop() {
@@ -312,7 +313,8 @@ strings workshop::leftovers() const {
         if (std::string_view(l->if_name) != "lo" && !std::string_view(l->if_name).starts_with("br-"))
             out.push_back(std::string("network link ") + l->if_name);
     ::if_freenameindex(links);
-    for (const auto& name : names_in("/run/netns")) out.push_back("network namespace " + name);
+    for (const auto& name : names_in("/run/netns"))
+        if (!other_namespaces_.contains(name)) out.push_back("network namespace " + name);
     return out;
 }
 

@@ -110,6 +110,7 @@ private:
     std::unique_ptr<docker_registry> registry_;
     std::set<int> helpers_;
     std::set<std::string> owners_;
+    std::set<std::string> other_namespaces_;  ///< of the machine, before the test
 };
 
 /// "sha256:..." behind containerimage.digest in a metadata file.
