@@ -39,7 +39,8 @@ bool word_is_valid(std::string_view word) {
     });
 }
 
-// "v8.2" -> {8, 2}
+// "v8.2" -> {8, 2}. A number beyond what any architecture counts to is no version: nothing is enumerated up to it.
+constexpr int highest_version = 99;
 struct version {
     int major = 0;
     int minor = 0;
@@ -49,7 +50,7 @@ std::optional<version> parse_version(std::string_view text) {
     version out;
     const char* end = text.data() + text.size();
     auto [p, ec] = std::from_chars(text.data() + 1, end, out.major);
-    if (ec != std::errc{}) return std::nullopt;
+    if (ec != std::errc{} || out.major < 0 || out.major > highest_version) return std::nullopt;
     if (p == end) return out;
     if (*p != '.') return std::nullopt;
     auto [q, ec2] = std::from_chars(p + 1, end, out.minor);

@@ -52,6 +52,9 @@ BOOST_AUTO_TEST_CASE(what_serves_what) {
     BOOST_TEST(!rank("linux/arm/v6", "linux/arm/v7"));
     BOOST_TEST((*rank("linux/arm64", "linux/arm/v7") < *rank("linux/arm64", "linux/arm/v6")));
     BOOST_TEST((rank("linux/arm64/v9", "linux/arm64").has_value()));
+    // A version that no architecture has is itself and nothing else, whatever its number.
+    BOOST_TEST((rank("linux/arm/v777777777", "linux/arm/v777777777") == 0U));
+    BOOST_TEST(!rank("linux/arm/v777777777", "linux/arm/v6"));
 }
 
 BOOST_AUTO_TEST_CASE(choice_from_an_index) {
