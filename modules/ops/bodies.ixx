@@ -1,5 +1,6 @@
 /// Internal to cobuild.ops: the ops by kind, and the result of a local source.
 module;
+#include <chrono>
 #include <cstdint>
 #include <filesystem>
 #include <memory>
@@ -55,6 +56,23 @@ async::task<std::shared_ptr<chain_value>> as_chain(environment& env, solver::res
 /// A chain with its pins. Throws errc::not_found when a layer was removed meanwhile.
 async::task<std::shared_ptr<chain_value>> hold_chain(environment& env, snapshot::chain c);
 std::shared_ptr<chain_value> with_layer(const chain_value& below, snapshot::layer top);
+
+/// What of a step's output is shown, by BuildKit's variables BUILDKIT_STEP_LOG_MAX_SIZE (bytes) and _MAX_SPEED (bytes a second).
+/// Unset or negative: all of it, since it goes to the terminal of whoever builds. One per stream.
+class output_limit {
+public:
+    output_limit();
+    /// What of `data` is shown now; the first time something is held back, with a line that says so.
+    std::string pass(std::string_view data);
+    /// The last that was held back, at most 256 KiB: where a step failed it holds the reason.
+    std::string rest();
+
+private:
+    std::optional<std::uint64_t> size_, speed_;
+    std::optional<std::chrono::steady_clock::time_point> begun_;
+    std::uint64_t shown_ = 0;
+    std::string tail_;
+};
 
 /// The op without what its inputs are: what counts of it in a cache key.
 digest key_of(std::string_view kind, const llb::op& without_inputs);

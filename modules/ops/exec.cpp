@@ -254,18 +254,21 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
     prepared_mounts held;
     auto step = co_await make_step();
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i) co_await add_mount(i, inputs, step, held, *caches);
-    const auto show = [&ctx](progress::stream where) {
-        return [&ctx, where](std::span<const std::byte> data) -> async::task<void> {
-            ctx.progress.output(where, std::string(text_of(data)));
+    output_limit out_limit, err_limit;
+    const auto show = [&ctx](progress::stream where, output_limit& limit) {
+        return [&ctx, where, &limit](std::span<const std::byte> data) -> async::task<void> {
+            if (auto shown = limit.pass(text_of(data)); !shown.empty()) ctx.progress.output(where, std::move(shown));
             co_return;
         };
     };
     // A chain of its own: what it shields from cancellation while it cleans up ends with it.
-    const auto ended =
-        co_await async::linked(async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out), show(progress::stream::err)}));
+    const auto ended = co_await async::linked(
+        async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out, out_limit), show(progress::stream::err, err_limit)}));
     held.fds.clear();
     held.views.clear();
     if (!ended.accepted) {
+        if (auto rest = out_limit.rest(); !rest.empty()) ctx.progress.output(progress::stream::out, std::move(rest));
+        if (auto rest = err_limit.rest(); !rest.empty()) ctx.progress.output(progress::stream::err, std::move(rest));
         std::string command;
         for (const auto& a : exec_.meta.args) command += cat(command.empty() ? "" : " ", a);
         throw error{errc::step_failed,
