@@ -125,13 +125,18 @@ void converter::make_global_args() {
     for (const auto& in : parsed_.global_args) {
         for (const auto& arg : std::get<df::arg_instruction>(in.body).args) {
             auto value = build_arg(arg.key);
+            arg_note told{.value = {}, .description = arg.description, .lines = in.lines, .needs = {}};
             if (!value && arg.value) {
                 try {
-                    value = df::expand_word(*arg.value, global_args_.lookup(), file_.escape).text;
+                    auto e = df::expand_word(*arg.value, global_args_.lookup(), file_.escape);
+                    value = std::move(e.text);
+                    told.needs = std::move(e.matched);
                 } catch (const error& e) {
-                    fail(e.kind(), e.what(), in.lines);
+                    note(e, in.lines);
                 }
             }
+            told.value = value.value_or("");
+            global_notes_.insert_or_assign(arg.key, std::move(told));
             if (value) global_args_.set(arg.key, *value);
         }
     }
