@@ -3,6 +3,7 @@ module;
 #include <charconv>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -55,11 +56,13 @@ std::vector<std::string_view> candidates(std::string_view message) {
     }
     std::vector<std::string_view> words;
     for (const auto word : split(message, ' '))
-        if (word.size() > 1) words.push_back(word.substr(0, word.find_last_not_of(",:;") + 1));
+        if (word.find_first_not_of(",:;") != std::string_view::npos) words.push_back(word.substr(0, word.find_last_not_of(",:;") + 1));
     for (const auto word : words)
         if (word.starts_with("--") || word.find('$') != std::string_view::npos) out.push_back(word);
     for (const auto word : words)
         if (word.size() > 1 && word == to_upper(word)) out.push_back(word);
+    for (const auto word : words)
+        if (word.find_first_not_of("0123456789") == std::string_view::npos) out.push_back(word);
     if (out.size() > most_candidates) out.resize(most_candidates);
     return out;
 }
@@ -113,6 +116,8 @@ std::optional<caret> find_place(std::string_view text, line_range lines, std::st
 }
 
 }  // namespace
+
+std::string_view likely_word(std::string_view word, std::span<const std::string_view> candidates) { return likely(word, candidates); }
 
 std::string render_error(std::string_view name, std::string_view text, line_range lines, std::string_view message) {
     const auto mark = find_place(text, lines, message);

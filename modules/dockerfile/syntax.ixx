@@ -116,6 +116,10 @@ error to_error(const file& f, std::span<const diagnostic> errors);
 /// The errors that to_error made one of, each with the line it names.
 std::vector<diagnostic> split_error(const error& e);
 
+/// The candidate that `word` is a likely slip of the pen for, or nothing: as base's nearest, but two letters swapped are one
+/// slip (biuld for build).
+std::string_view likely_word(std::string_view word, std::span<const std::string_view> candidates);
+
 /// The source around a place as render_source shows it, with a caret line below the part of the line that `message` speaks
 /// of: the longest text it quotes or names that stands there, else the first word. Continuations are searched down to the
 /// last line of `lines`; where `lines` is one line, to the end of its instruction.

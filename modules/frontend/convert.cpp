@@ -153,6 +153,15 @@ void converter::throw_noted() const {
     throw error{first_problem_->kind(), all.what()}.at(place(sorted.front().lines));
 }
 
+/// What else is wrong with the file, without asking anybody for its base images.
+void converter::tell_all_problems() {
+    for (const auto& s : states_) {
+        if (s->stage == nullptr) s->dispatched = true;
+        if (s->base_name == "scratch" || s->stage == nullptr) s->platform = target_platform_;
+    }
+    for (std::size_t i = 0; i < parsed_.stages.size(); ++i) dispatch_stage(*states_[i]);
+}
+
 async::task<stage_state*> converter::evaluate(bool all_stages) {
     check_syntax();
     read_file();
@@ -164,6 +173,10 @@ async::task<stage_state*> converter::evaluate(bool all_stages) {
     std::vector<const stage_state*> wanted{target_};
     if (all_stages)
         for (std::size_t i = 0; i < parsed_.stages.size(); ++i) wanted.push_back(states_[i].get());
+    if (first_problem_) {
+        tell_all_problems();
+        throw_noted();
+    }
     // Triggers of a base image may name further stages and images.
     for (bool again = true; again;) {
         const auto needed = reachable_from(wanted);

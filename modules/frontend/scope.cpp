@@ -174,7 +174,7 @@ void converter::report_unset(const stage_state& s, const df::instruction& in, co
         if (name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE") continue;
         if (std::any_of(s.args.begin(), s.args.end(), [&](const auto& arg) { return arg.key == name; })) continue;
         const auto known = s.env.keys();
-        warn(df::check_rule::undefined_var, in.lines, in.comments, name, nearest(name, known));
+        warn(df::check_rule::undefined_var, in.lines, in.comments, name, df::likely_word(name, known));
     }
 }
 

@@ -128,7 +128,6 @@ void converter::connect_stages() {
             }
         }
     }
-    throw_noted();
     refuse_cycles();
 }
 

@@ -79,7 +79,7 @@ std::string plain_check_text(const request& r, const std::vector<df::warning>& f
     std::string out;
     for (const auto& w : found) {
         out += cat(out.empty() ? "" : "\n", r.dockerfile_name, ":", w.lines.first, ": ", w.rule, ": ", w.message, "\n");
-        out += df::render_source(r.dockerfile_name, r.dockerfile, w.lines);
+        out += df::render_error(r.dockerfile_name, r.dockerfile, w.lines, w.message);
         const auto* rule = df::find_rule(w.rule);
         if (rule != nullptr) out += cat("help: ", rule->help, "\n");
     }

@@ -57,7 +57,6 @@ class exec_op final : public solver::op {
 public:
     exec_op(const llb::op& what, environment& env, const build_scope& scope)
         : env_(env), session_(scope.session), exec_(std::get<llb::exec_op>(what.what)), inputs_(what.inputs.size()), key_(exec_key(what)) {
-        if (exec_.security == llb::security_mode::insecure) throw error{errc::unsupported, "RUN --security=insecure is not supported yet"};
         if (!exec_.devices.empty()) throw error{errc::unsupported, "RUN --device is not supported yet"};
         if (exec_.network == llb::net_mode::host && !env.host_network_allowed)
             throw error{errc::permission, "network.host is not allowed: add it to insecure-entitlements in the configuration"};
@@ -206,6 +205,7 @@ async::task<executor::step> exec_op::make_step() {
     for (const auto& h : exec_.meta.extra_hosts) step.extra_hosts.push_back({h.host, h.ip});
     for (const auto& u : exec_.meta.ulimits) step.ulimits.push_back({u.name, u.soft, u.hard});
     step.cgroup_parent = exec_.meta.cgroup_parent;
+    if (exec_.security == llb::security_mode::insecure) step.security = executor::security::insecure;
     for (const auto code : exec_.meta.valid_exit_codes) step.valid_exit_codes.push_back(code);
     step.remove_stubs_recursively = exec_.meta.remove_mount_stubs_recursive;
     if (exec_.meta.proxy)

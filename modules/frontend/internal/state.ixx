@@ -166,6 +166,7 @@ private:
     /// Keeps an error of the file, so that all are told at once; other kinds are thrown on.
     void note(const error& e, df::line_range lines);
     void throw_noted() const;
+    void tell_all_problems();
     // scope.cpp
     void check_syntax() const;
     void read_file();
