@@ -121,7 +121,7 @@ private:
 };
 
 /// Cache directories are locked before the slot is taken, in the order of their ids, so that two steps never wait for each other.
-async::task<std::shared_ptr<void>> exec_op::prepare(solver::context) {
+async::task<std::shared_ptr<void>> exec_op::prepare(solver::context ctx) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i)
         if (exec_.mounts[i].type == llb::mount_type::cache) order.push_back(i);
@@ -134,7 +134,10 @@ async::task<std::shared_ptr<void>> exec_op::prepare(solver::context) {
         r.sharing = m.cache->sharing == llb::cache_sharing::locked     ? snapshot::sharing::locked
                     : m.cache->sharing == llb::cache_sharing::private_ ? snapshot::sharing::exclusive
                                                                        : snapshot::sharing::shared;
-        if (m.input >= 0) throw error{errc::unsupported, cat("RUN --mount=type=cache,target=", m.dest, ": from= and source= are not supported yet")};
+        if (m.input >= 0) {
+            const auto slot = static_cast<std::size_t>(m.input);
+            r.seed = (co_await as_chain(env_, ctx.inputs.at(slot), selector_of(slot)))->chain;
+        }
         r.description = cat("cached mount ", m.dest, " from exec ", exec_.meta.args.back());
         held->emplace(i, co_await env_.snapshots.acquire_cache(std::move(r)));
     }

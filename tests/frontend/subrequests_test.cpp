@@ -200,10 +200,10 @@ BOOST_AUTO_TEST_CASE(all_errors_are_told_at_once) {
 
 BOOST_AUTO_TEST_CASE(a_name_that_is_no_stage_is_offered_the_nearest) {
     const auto near = failure("FROM busybox AS builder\nFROM scratch\nCOPY --from=biulder /a /b\n");
-    BOOST_TEST(says(near, "there is no stage \"biulder\" in the file (did you mean builder?), and no such image: "));
+    BOOST_TEST(says(near, "there is no stage \"biulder\" in the file (did you mean builder?), and as an image: "));
     BOOST_TEST(near.where()->line == 3U);
     const auto far = failure("FROM busybox AS builder\nFROM scratch\nCOPY --from=nope /a /b\n");
-    BOOST_TEST(says(far, "there is no stage \"nope\" in the file, and no such image: "));
+    BOOST_TEST(says(far, "there is no stage \"nope\" in the file, and as an image: "));
     BOOST_TEST(!says(far, "did you mean"));
     // A name that is an image is one.
     BOOST_TEST(build("FROM scratch\nCOPY --from=busybox /a /b\n").asked.size() == 1U);
