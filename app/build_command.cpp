@@ -42,7 +42,9 @@ struct build_flags {
     std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter;
     std::vector<std::string> not_yet;  ///< flags of buildx that are parsed only to be refused by name
     std::string target, network, progress = "auto", metadata_file, iidfile, shm_size, cgroup_parent, pull;
-    bool push = false, load = false, no_cache = false, quiet = false;
+    std::vector<std::string> allow, annotations;
+    std::string call, print_llb;
+    bool push = false, load = false, no_cache = false, quiet = false, check = false;
 };
 
 /// Splits one CSV value ("type=oci,dest=x") into key=value pairs; quotes protect commas as in RFC 4180.
@@ -196,6 +198,37 @@ void set_context(build_flags& flags, build::build_request& r) {
         r.dockerfile = stdfs::absolute(flags.file);
 }
 
+std::string parse_entitlement(std::string name) {
+    static constexpr std::string_view known[] = {"network.host", "security.insecure"};
+    if (name == "device" || name.starts_with("device=")) throw error{errc::unsupported, cat("--allow ", name, ": devices are not supported yet")};
+    if (std::find(std::begin(known), std::end(known), name) != std::end(known)) return name;
+    const auto near = nearest(name, known);
+    throw error{errc::invalid, cat("--allow ", quoted(name), ": network.host and security.insecure can be allowed",
+                                   near.empty() ? "" : cat("; did you mean ", near, "?"))};
+}
+
+/// "[TYPE:]KEY=VALUE" for every output that is an image; without one the image is kept with them.
+void add_annotations(build::build_request& r, const std::vector<std::string>& items) {
+    if (items.empty()) return;
+    if (r.outputs.empty()) r.outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
+    bool taken = false;
+    for (const auto& item : items) {
+        const auto eq = item.find('=');
+        if (eq == std::string::npos || eq == 0) throw error{errc::invalid, cat("--annotation ", quoted(item), ": KEY=VALUE is expected")};
+        std::string key = item.substr(0, eq), name = "annotation.";
+        if (const auto colon = key.find(':'); colon != std::string::npos) {
+            name = cat("annotation-", key.substr(0, colon), ".");
+            key = key.substr(colon + 1);
+        }
+        for (auto& o : r.outputs) {
+            if (o.type == "local" || o.type == "tar" || o.type == "cacheonly") continue;
+            o.attributes[name + key] = item.substr(eq + 1);
+            taken = true;
+        }
+    }
+    if (!taken) throw error{errc::invalid, "--annotation needs an output that is an image (image, oci, docker or registry)"};
+}
+
 build::build_request make_request(build_flags& flags) {
     if (!flags.not_yet.empty()) throw error{errc::unsupported, cat(flags.not_yet.front(), " is not supported yet")};
     build::build_request r;
@@ -226,6 +259,9 @@ build::build_request make_request(build_flags& flags) {
     for (const auto& o : flags.outputs) r.outputs.push_back(parse_output(o));
     if (flags.load) r.outputs.push_back({.type = "docker", .attributes = {}});
     r.push = flags.push;
+    for (const auto& list : flags.allow)
+        for (const auto name : split(list, ',')) r.allow.push_back(parse_entitlement(std::string(trim(name))));
+    add_annotations(r, flags.annotations);
     if (flags.push && r.tags.empty()) throw error{errc::invalid, "--push needs a name to push to: add --tag"};
     if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0' && !r.build_args.contains("SOURCE_DATE_EPOCH"))
         r.build_args["SOURCE_DATE_EPOCH"] = epoch;
@@ -259,32 +295,12 @@ void print_result(const build_flags& flags, const build::build_result& result, s
               << result.steps << " steps, " << result.cached_steps << " cached)\n";
 }
 
-/// The lines of the Dockerfile around the place an error names, marked.
-void print_source(const build::build_request& request, const source_location& where) {
-    std::string text;
-    if (request.dockerfile_text)
-        text = *request.dockerfile_text;
-    else {
-        std::ifstream in(request.dockerfile.empty() ? request.context / where.file : request.dockerfile, std::ios::binary);
-        text.assign(std::istreambuf_iterator<char>(in), {});
-    }
-    const auto lines = split(text, '\n');
-    if (where.line == 0 || where.line > lines.size()) return;
-    std::cerr << where.file << ":" << where.line << "\n--------------------\n";
-    const unsigned first = where.line > 2 ? where.line - 2 : 1;
-    for (unsigned n = first; n <= where.line + 2 && n <= lines.size(); ++n) {
-        if (n == lines.size() && lines[n - 1].empty()) break;
-        char mark[32];
-        std::snprintf(mark, sizeof mark, "%4u | %s ", n, n == where.line ? ">>>" : "   ");
-        std::cerr << mark << lines[n - 1] << "\n";
-    }
-    std::cerr << "--------------------\n";
-}
-
 async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, async::cancel_token stop) {
     const auto started = std::chrono::steady_clock::now();
     auto request = make_request(flags);
     const auto asked = request;
+    const auto call = parse_call(flags.check ? "check" : flags.call, flags.print_llb);
+    if (call) co_return co_await run_call(engine, std::move(request), *call, make_display("quiet", ""), stop);
     const auto display = make_display(flags.quiet ? "quiet" : flags.progress, request.name);
     std::exception_ptr failed;
     build::build_result result;
@@ -295,8 +311,7 @@ async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& 
     }
     display->finish();
     if (failed) {
-        if (const auto where = describe(failed).where()) print_source(asked, *where);
-        std::rethrow_exception(failed);
+        throw show_problem(asked, describe(failed));
     }
     if (!flags.iidfile.empty()) write_whole(flags.iidfile, result.config_digest);
     if (!flags.metadata_file.empty()) write_whole(flags.metadata_file, metadata_json(result));
@@ -327,22 +342,27 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--shm-size", f.shm_size, "Size of /dev/shm (64m)")->type_name("SIZE");
     list("--ulimit", f.ulimits, "Limit for RUN steps", "NAME=SOFT[:HARD]");
     c.add_option("--cgroup-parent", f.cgroup_parent, "Parent cgroup of RUN steps")->type_name("CGROUP");
+    list("--allow", f.allow, "Let steps have network.host or security.insecure", "ENTITLEMENT");
+    list("--annotation", f.annotations, "Set an annotation of the image", "KEY=VALUE");
+    c.add_flag("--check", f.check, "Look for mistakes in the Dockerfile without building (as --call=check)");
+    c.add_option("--call", f.call, "Answer instead of building: build, check, outline, targets[,format=json][,ignorestatus=true]")
+        ->type_name("METHOD");
+    c.add_flag("--print-llb{json}", f.print_llb, "Print the build graph instead of building; --print-llb=dot for Graphviz");
     c.add_option("--progress", f.progress, "auto, plain, tty, quiet, rawjson")->type_name("MODE");
     c.add_option("--metadata-file", f.metadata_file, "Write what was built as JSON")->type_name("FILE");
     c.add_option("--iidfile", f.iidfile, "Write the image id")->type_name("FILE");
     c.add_flag("-q,--quiet", f.quiet, "Print the image id only");
-    for (const auto* name : {"--ssh", "--allow", "--annotation", "--build-context", "--cache-from", "--cache-to", "--attest", "--call"})
+    for (const auto* name : {"--ssh", "--build-context", "--cache-from", "--cache-to", "--attest"})
         c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
     // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
-    for (const auto& [name, accepted] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})
+    for (const auto& [flag, value] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})
         c.add_option_function<std::string>(
-             name,
-             [&f, name = name, accepted = accepted](const std::string& v) {
+             flag,
+             [&f, name = flag, accepted = value](const std::string& v) {
                  if (v != accepted) f.not_yet.push_back(cat(name, "=", v));
              },
              "")
             ->group("");
-    for (const auto* name : {"--check"}) c.add_flag_callback(name, [&f, name] { f.not_yet.emplace_back(name); }, "")->group("");
     f.engine.add_to(c);
 }
 

@@ -61,6 +61,24 @@ struct progress_display : progress::sink {
 };
 std::shared_ptr<progress_display> make_display(const std::string& mode, const std::string& title);
 
+/// What --check, --call and --print-llb ask for; nothing when it is a build. Throws errc::invalid for an unknown method.
+struct build_call {
+    build::question what = build::question::check;
+    bool json = false;
+    bool ignore_status = false;
+};
+std::optional<build_call> parse_call(const std::string& call, const std::string& print_llb);
+/// Asks and prints the answer on standard output. The exit code is the answer's status, unless that is ignored.
+async::task<int> run_call(std::shared_ptr<build::engine> engine, build::build_request request, build_call call,
+                          std::shared_ptr<progress_display> display, async::cancel_token stop);
+/// Prints the Dockerfile around every place that `e` names, marked. Returns what is left to say of it.
+error show_problem(const build::build_request& request, error e);
+
+/// "cobuild help [COMMAND|CHECK]"; what it prints.
+std::string help_text(CLI::App& app, const std::string& topic);
+/// The sentence for words of the command line that nothing took.
+std::string unexpected_words(const CLI::App& app);
+
 /// Registers a command; the returned function runs it when it was chosen and returns the exit code.
 using runner = std::function<int()>;
 struct command {

@@ -56,11 +56,21 @@ void engine_flags::add_to(CLI::App& command) {
     command.add_option("--config", config_file, "Configuration file, as buildkitd's")->group("Engine")->type_name("FILE");
     text("--root", o.root, "State directory (/var/lib/cobuild)");
     command.add_flag_callback("--debug", [&o] { o.debug = true; }, "Log what the engine does, every registry request included")->group("Engine");
+    text("--log-level", o.log_level, "trace, debug, info, warning, error, fatal or panic");
     text("--log-format", o.log_format, "text or json");
+    command.add_flag_callback("--trace", [&o] { o.trace = true; }, "As --debug, and more")->group("Engine");
     text("--oci-worker-net", o.oci.network, "Network of steps: auto, cni, host or none");
     text("--oci-worker-binary", o.oci.binary, "OCI runtime: runc or crun, by name or path");
     text("--oci-worker-snapshotter", o.oci.snapshotter, "auto, overlayfs or native");
     text("--oci-worker-gc-keepstorage", o.oci.gc_keep_storage, "Reserved[,Free[,Max]] in MB");
+    command
+        .add_option_function<std::vector<std::string>>(
+            "--allow-insecure-entitlement", [&o](const std::vector<std::string>& v) { o.allow_insecure_entitlement = v; },
+            "What builds may be granted: network.host, security.insecure, device")
+        ->group("Engine")
+        ->type_name("NAME")
+        ->take_all()
+        ->allow_extra_args(false);
     text("--oci-cni-config-path", o.oci.cni_config_path, "CNI network configuration");
     text("--oci-cni-binary-dir", o.oci.cni_binary_dir, "Directory of CNI plugins");
     command

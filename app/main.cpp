@@ -50,12 +50,22 @@ int run(int argc, char** argv) {
     daemon->allow_extras();
     commands.push_back({daemon, []() -> int { throw error{errc::unsupported, "'cobuild daemon' is not supported yet; use 'cobuild build'"}; }});
 
+    std::string topic;
+    auto* help = cli.add_subcommand("help", "Explain a command, or a check of 'cobuild build --check'");
+    help->add_option("COMMAND", topic, "A command, a check's name, or 'checks'")->type_name("");
+    commands.push_back({help, [&cli, &topic] {
+                            std::cout << app::help_text(cli, topic);
+                            return 0;
+                        }});
+
     let_the_last_count(cli);
     try {
         cli.parse(argc, argv);
     } catch (const CLI::ParseError& e) {
         if (e.get_exit_code() == 0) return cli.exit(e);  // --help, --version
-        std::cerr << "error: " << e.what() << "\n";
+        // A word that nothing knows explains what is said to be missing.
+        const auto words = app::unexpected_words(cli);
+        std::cerr << "error: " << (words.empty() ? e.what() : words) << "\n";
         return 2;
     }
     for (const auto& c : commands)

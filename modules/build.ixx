@@ -81,7 +81,8 @@ struct build_request {
     std::vector<std::string> ulimits;    ///< "name=soft[:hard]"
     std::string cgroup_parent;
     std::vector<secret_source> secrets;
-    std::vector<output> outputs;  ///< empty: the image is built and kept, nothing is exported
+    std::vector<std::string> allow;  ///< entitlements of this build: network.host, security.insecure
+    std::vector<output> outputs;     ///< empty: the image is built and kept, nothing is exported
     std::optional<std::int64_t> source_date_epoch;
     bool push = false;  ///< push every tag after the image was stored
     std::string name;   ///< shown in progress, for example the context as the user typed it
@@ -95,6 +96,20 @@ struct build_result {
     std::map<std::string, std::string> exporter_response;  ///< BuildKit's keys, as --metadata-file holds them
     std::size_t steps = 0;
     std::size_t cached_steps = 0;
+};
+
+/// What can be asked about a build without doing it. Base images are looked up, nothing else is fetched or run.
+enum class question {
+    check,    ///< the build checks, of every stage when no target is named
+    outline,  ///< build arguments, secrets and agents that the target takes
+    targets,  ///< the stages
+    graph,    ///< the LLB graph
+};
+struct answer {
+    std::string text;              ///< for people; of the graph: Graphviz
+    std::string json;              ///< BuildKit's result.json; of the graph: one JSON object a line
+    int status = 0;                ///< 1: checks found something, or the file cannot be built
+    std::optional<error> problem;  ///< check: why the file cannot be built
 };
 
 struct image_info {
@@ -139,6 +154,10 @@ public:
 
     /// Builds. `sink` gets every progress event on the engine's io thread, until the call returns.
     virtual async::task<build_result> build(build_request request, std::shared_ptr<progress::sink> sink = {}, async::cancel_token token = {}) = 0;
+
+    /// Answers without building; what only concerns the result of `request` (tags, outputs) is not looked at.
+    virtual async::task<answer> ask(build_request request, question what, std::shared_ptr<progress::sink> sink = {},
+                                    async::cancel_token token = {}) = 0;
 
     virtual async::task<std::vector<image_info>> images() = 0;
     /// False when there is no such image.

@@ -42,15 +42,13 @@ struct attr_request {
 };
 attr_request parse_attrs(const std::map<std::string, std::string>& attrs);
 
-/// A stage as `--call=targets` lists it.
-struct target {
-    std::string name;
-    std::string base;
-    std::string platform;
-    std::string description;
-    bool is_default = false;
-    unsigned line = 0;
-};
 std::vector<target> list_targets(const std::string& dockerfile, const std::string& dockerfile_name);
+
+/// BuildKit's sub-requests frontend.lint, frontend.outline and frontend.targets. Nothing is built; bases are resolved.
+/// `check` looks at every stage when the request names none, never throws for the file's own errors (see answer::problem),
+/// and `# check=error=true` does not make it fail: its status does.
+async::task<answer> check(request r, gateway::frontend_gateway& engine);
+async::task<answer> show_outline(request r, gateway::frontend_gateway& engine);
+answer show_targets(const request& r);
 
 }  // namespace cobuild::frontend

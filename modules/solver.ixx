@@ -60,6 +60,7 @@ struct context {
     progress::writer progress;
     /// For what runs on pool threads; coroutines are cancelled by themselves.
     async::cancel_token cancelled;
+    std::vector<result> inputs{};  ///< for prepare() alone: the inputs' results
 };
 
 struct input_info {

@@ -357,26 +357,37 @@ async::task<solver::result> solve(parts& p, const solver::graph& vertices, solve
 void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about) {
     for (const auto& w : warnings) {
         progress::warning out;
-        out.message = cat(w.rule, ": ", w.message, " (line ", w.where.line, ")");
+        out.message = w.rule.empty() ? w.message : cat(w.rule, ": ", w.message, " (line ", w.where.line, ")");
+        if (!w.detail.empty()) out.detail.push_back(w.detail);
         out.url = w.url;
         out.location = w.where;
         about.warn(std::move(out));
     }
 }
 
+std::string load_name(const build_request& r) {
+    return cat("[internal] load build definition from ", r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.filename().string());
+}
+
+async::task<frontend::request> load_request(parts& p, const build_request& r, std::shared_ptr<progress::sink> sink) {
+    auto files = co_await shown<definition_files>(sink, "load", load_name(r), [&](progress::writer) -> async::task<definition_files> {
+        co_return co_await p.runtime.pool().run([&] { return read_definition(r); });
+    });
+    co_return make_frontend_request(r, std::move(files));
+}
+
+source::freshness freshness_of(const build_request& r) {
+    return r.pull == pull_mode::always  ? source::freshness::always
+           : r.pull == pull_mode::never ? source::freshness::never
+                                        : source::freshness::missing;
+}
+
 async::task<frontend::result> convert(parts& p, const build_request& r, std::shared_ptr<session::session> session,
                                       std::shared_ptr<progress::sink> sink) {
-    const std::string file = r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.filename().string();
-    auto files = co_await shown<definition_files>(
-        sink, "load", cat("[internal] load build definition from ", file),
-        [&](progress::writer) -> async::task<definition_files> { co_return co_await p.runtime.pool().run([&] { return read_definition(r); }); });
-    const auto how = r.pull == pull_mode::always  ? source::freshness::always
-                     : r.pull == pull_mode::never ? source::freshness::never
-                                                  : source::freshness::missing;
-    build_gateway gateway(p, session, sink, how);
-    auto out = co_await frontend::convert(make_frontend_request(r, std::move(files)), gateway);
-    show_warnings(out.warnings,
-                  progress::writer(sink, {.id = progress::internal_id("load", cat("[internal] load build definition from ", file)), .name = ""}));
+    auto request = co_await load_request(p, r, sink);
+    build_gateway gateway(p, session, sink, freshness_of(r));
+    auto out = co_await frontend::convert(std::move(request), gateway);
+    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", load_name(r)), .name = ""}));
     co_return out;
 }
 
@@ -394,6 +405,23 @@ async::task<void> make_durable(parts& p) {
     log(log_level::warning, "the layers of this build may have to be built again after a reboot", {{"error", e.what()}});
 }
 
+/// Steps that ask for more than a sandbox need the build's leave. (A local user is root already: this guards against what a
+/// foreign Dockerfile asks for. A daemon's configuration is asked besides.)
+void check_entitlements(const build_request& r, const llb::definition& graph, const llb::loaded& loaded) {
+    const auto allowed = [&](std::string_view name) { return std::find(r.allow.begin(), r.allow.end(), name) != r.allow.end(); };
+    for (const auto& v : loaded.vertices) {
+        const auto* exec = std::get_if<llb::exec_op>(&v.what.what);
+        if (exec == nullptr) continue;
+        std::string_view missing;
+        if (exec->network == llb::net_mode::host && r.network != "host" && !allowed("network.host")) missing = "network.host";
+        if (exec->security == llb::security_mode::insecure && !allowed("security.insecure")) missing = "security.insecure";
+        if (missing.empty()) continue;
+        error e{errc::permission, cat("the step asks for ", missing, ", which this build is not allowed: add --allow ", missing)};
+        if (auto where = location_of(graph, v.id)) throw std::move(e).at(std::move(*where));
+        throw e;
+    }
+}
+
 }  // namespace
 
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
@@ -402,6 +430,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     const auto session = make_session(p, r);
     const auto converted = co_await convert(p, r, session, counting);
     const auto loaded = llb::load(converted.graph);
+    check_entitlements(r, converted.graph, loaded);
     auto graph =
         ops::make_graph(loaded, *p.environment, {.session = session, .id = p.directory->fresh_name(), .always_pull = r.pull == pull_mode::always});
 
@@ -435,6 +464,20 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     co_await async::when_all(std::move(last));
     co_await collect_garbage(p);
     co_return out;
+}
+
+async::task<answer> run_ask(parts& p, build_request r, question what, std::shared_ptr<progress::sink> sink) {
+    const auto session = make_session(p, r);
+    if (what == question::graph) {
+        const auto converted = co_await convert(p, r, session, sink);
+        co_return answer{.text = llb::to_dot(converted.graph), .json = llb::to_json(converted.graph)};
+    }
+    auto request = co_await load_request(p, r, sink);
+    build_gateway gateway(p, session, sink, freshness_of(r));
+    auto found = what == question::check     ? co_await frontend::check(std::move(request), gateway)
+                 : what == question::outline ? co_await frontend::show_outline(std::move(request), gateway)
+                                             : frontend::show_targets(request);
+    co_return answer{.text = std::move(found.plain), .json = std::move(found.json), .status = found.status, .problem = std::move(found.problem)};
 }
 
 }  // namespace cobuild::build

@@ -30,6 +30,7 @@ namespace cobuild::build {
 
 // Bodies in build.cpp and usage.cpp.
 async::task<build_result> run_build(parts& p, build_request request, std::shared_ptr<progress::sink> sink);
+async::task<answer> run_ask(parts& p, build_request request, question what, std::shared_ptr<progress::sink> sink);
 async::task<std::vector<usage_info>> measure_usage(parts& p);
 async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options);
 
@@ -85,6 +86,13 @@ public:
                                    [request = std::move(request), sink = std::move(sink), token = std::move(token)](parts& p) mutable {
                                        return async::linked(std::move(token), run_build(p, std::move(request), std::move(sink)));
                                    });
+    }
+    async::task<answer> ask(build_request request, question what, std::shared_ptr<progress::sink> sink, async::cancel_token token) override {
+        if (!sink) sink = progress::null_sink();
+        return enter<answer>(shared_from_this(),
+                             [request = std::move(request), what, sink = std::move(sink), token = std::move(token)](parts& p) mutable {
+                                 return async::linked(std::move(token), run_ask(p, std::move(request), what, std::move(sink)));
+                             });
     }
     async::task<std::vector<image_info>> images() override { return enter<std::vector<image_info>>(shared_from_this(), list_images); }
     async::task<bool> remove_image(std::string name) override {

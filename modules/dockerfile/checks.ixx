@@ -42,9 +42,12 @@ struct rule_info {
     std::string_view description;  ///< one sentence, the same for every finding
     std::string_view url;          ///< empty for InvalidBaseImagePlatform
     bool experimental = false;     ///< runs only when asked for
+    std::string_view help;         ///< what is wrong with it and what to write instead, in plain words
 };
 const rule_info& info(check_rule rule) noexcept;
 const std::vector<rule_info>& all_rules();
+/// By name, in any case; null when there is none.
+const rule_info* find_rule(std::string_view name);
 
 /// One finding.
 struct warning {

@@ -1,6 +1,7 @@
 module;
 #include <algorithm>
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -47,6 +48,20 @@ std::string shown(std::string_view line) {
     return out;
 }
 
+/// Columns of a terminal, as far as one code point is one.
+std::size_t width_of(std::string_view text) {
+    return std::max<std::size_t>(
+        1, static_cast<std::size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (static_cast<unsigned char>(c) & 0xc0U) != 0x80; })));
+}
+
+/// As wide as `text`: its tabs, and a blank for everything else.
+std::string blanks_for(std::string_view text) {
+    std::string out;
+    for (const char c : text)
+        if ((static_cast<unsigned char>(c) & 0xc0U) != 0x80) out += c == '\t' ? '\t' : ' ';
+    return out;
+}
+
 struct window {
     unsigned first, last;
 };
@@ -85,7 +100,9 @@ std::string dump(const file& f) {
     return out;
 }
 
-std::string render_source(std::string_view name, std::string_view text, line_range lines) {
+namespace detail {
+
+std::string draw_source(std::string_view name, std::string_view text, line_range lines, const std::optional<caret>& mark) {
     const auto count = static_cast<unsigned>(std::count(text.begin(), text.end(), '\n')) + 1;
     if (lines.first == 0 || lines.first > count) return {};
     const window w = around(lines, count);
@@ -98,11 +115,18 @@ std::string render_source(std::string_view name, std::string_view text, line_ran
             if (line.ends_with('\r')) line.remove_suffix(1);
             const bool named = number >= lines.first && number <= std::max(lines.first, lines.last);
             out += cat(' ', padded(number), " | ", named ? ">>>" : "   ", ' ', shown(line), '\n');
+            if (mark && mark->line == number)
+                out += cat(' ', std::string(padded(number).size(), ' '), " |     ", blanks_for(shown(line.substr(0, mark->column))),
+                           std::string(width_of(shown(line.substr(mark->column, mark->length))), '^'), '\n');
         }
         at = std::min(end + 1, text.size());
     }
     return out + std::string(rule_line);
 }
+
+}  // namespace detail
+
+std::string render_source(std::string_view name, std::string_view text, line_range lines) { return draw_source(name, text, lines, {}); }
 
 std::string render_source(const file& f, line_range lines) { return render_source(f.name, f.text, lines); }
 

@@ -72,46 +72,73 @@ bool listed(const std::vector<std::string>& list, std::string_view name) { retur
 #define COBUILD_RULE_URL "https://docs.docker.com/go/dockerfile/rule/"
 const std::vector<rule_info>& all_rules() {
     static const std::vector<rule_info> rules{
-        {"StageNameCasing", "Stage names should be lowercase", COBUILD_RULE_URL "stage-name-casing/"},
-        {"FromAsCasing", "The 'as' keyword should match the case of the 'from' keyword", COBUILD_RULE_URL "from-as-casing/"},
-        {"NoEmptyContinuation", "Empty continuation lines will become errors in a future release", COBUILD_RULE_URL "no-empty-continuation/"},
+        {"StageNameCasing", "Stage names should be lowercase", COBUILD_RULE_URL "stage-name-casing/", false,
+         "stage names are compared without regard to case; write the name after AS in lower case so that every place that uses it looks the same"},
+        {"FromAsCasing", "The 'as' keyword should match the case of the 'from' keyword", COBUILD_RULE_URL "from-as-casing/", false,
+         "write FROM and AS both in capitals or both in small letters"},
+        {"NoEmptyContinuation", "Empty continuation lines will become errors in a future release", COBUILD_RULE_URL "no-empty-continuation/", false,
+         "an empty line inside of a continued instruction does not end it, which misleads the reader; remove the line, or put a # comment there"},
         {"ConsistentInstructionCasing", "All commands within the Dockerfile should use the same casing (either upper or lower)",
-         COBUILD_RULE_URL "consistent-instruction-casing/"},
-        {"DuplicateStageName", "Stage names should be unique", COBUILD_RULE_URL "duplicate-stage-name/"},
-        {"ReservedStageName", "Reserved words should not be used as stage names", COBUILD_RULE_URL "reserved-stage-name/"},
+         COBUILD_RULE_URL "consistent-instruction-casing/", false, "write all instructions in one case, capitals by custom"},
+        {"DuplicateStageName", "Stage names should be unique", COBUILD_RULE_URL "duplicate-stage-name/", false,
+         "the later stage hides the earlier one of the same name; give each stage a name of its own"},
+        {"ReservedStageName", "Reserved words should not be used as stage names", COBUILD_RULE_URL "reserved-stage-name/", false,
+         "scratch and context have a meaning of their own; choose another name after AS"},
         {"JSONArgsRecommended", "JSON arguments recommended for ENTRYPOINT/CMD to prevent unintended behavior related to OS signals",
-         COBUILD_RULE_URL "json-args-recommended/"},
+         COBUILD_RULE_URL "json-args-recommended/", false,
+         "in the shell form a shell is process 1 and does not pass signals on, so the program is killed instead of stopped; write [\"program\", "
+         "\"argument\"], or set SHELL to say that the shell is meant"},
         {"MaintainerDeprecated", "The MAINTAINER instruction is deprecated, use a label instead to define an image author",
-         COBUILD_RULE_URL "maintainer-deprecated/"},
-        {"UndefinedArgInFrom", "FROM command must use declared ARGs", COBUILD_RULE_URL "undefined-arg-in-from/"},
+         COBUILD_RULE_URL "maintainer-deprecated/", false, "write LABEL org.opencontainers.image.authors=\"...\" instead"},
+        {"UndefinedArgInFrom", "FROM command must use declared ARGs", COBUILD_RULE_URL "undefined-arg-in-from/", false,
+         "only an ARG above the first FROM can be used in FROM; declare it there, or correct the name"},
         {"WorkdirRelativePath",
          "Relative workdir without an absolute workdir declared within the build can have unexpected results if the base image changes",
-         COBUILD_RULE_URL "workdir-relative-path/"},
-        {"UndefinedVar", "Variables should be defined before their use", COBUILD_RULE_URL "undefined-var/"},
+         COBUILD_RULE_URL "workdir-relative-path/", false,
+         "where a relative path leads depends on the base image; begin the stage with an absolute WORKDIR"},
+        {"UndefinedVar", "Variables should be defined before their use", COBUILD_RULE_URL "undefined-var/", false,
+         "nothing sets this variable, so it is replaced by nothing; declare it with ARG or ENV above, or correct the name"},
         {"MultipleInstructionsDisallowed", "Multiple instructions of the same type should not be used in the same stage",
-         COBUILD_RULE_URL "multiple-instructions-disallowed/"},
-        {"LegacyKeyValueFormat", "Legacy key/value format with whitespace separator should not be used", COBUILD_RULE_URL "legacy-key-value-format/"},
-        {"InvalidBaseImagePlatform", "Base image platform does not match expected target platform", ""},
+         COBUILD_RULE_URL "multiple-instructions-disallowed/", false, "only the last of them counts; remove the others"},
+        {"LegacyKeyValueFormat", "Legacy key/value format with whitespace separator should not be used", COBUILD_RULE_URL "legacy-key-value-format/",
+         false, "write KEY=value, with quotes around a value that has blanks"},
+        {"InvalidBaseImagePlatform", "Base image platform does not match expected target platform", "", false,
+         "the base image is for another platform than the build; choose an image or --platform that fit each other"},
         {"RedundantTargetPlatform", "Setting platform to predefined $TARGETPLATFORM in FROM is redundant as this is the default behavior",
-         COBUILD_RULE_URL "redundant-target-platform/"},
-        {"SecretsUsedInArgOrEnv", "Sensitive data should not be used in the ARG or ENV commands", COBUILD_RULE_URL "secrets-used-in-arg-or-env/"},
+         COBUILD_RULE_URL "redundant-target-platform/", false, "FROM uses the target platform by itself; remove --platform=$TARGETPLATFORM"},
+        {"SecretsUsedInArgOrEnv", "Sensitive data should not be used in the ARG or ENV commands", COBUILD_RULE_URL "secrets-used-in-arg-or-env/",
+         false,
+         "whoever has the image can read ARG and ENV values; use RUN --mount=type=secret, and set secrets of the running program when it is started"},
         {"InvalidDefaultArgInFrom", "Default value for global ARG results in an empty or invalid base image name",
-         COBUILD_RULE_URL "invalid-default-arg-in-from/"},
+         COBUILD_RULE_URL "invalid-default-arg-in-from/", false,
+         "without a build argument FROM has no valid name; give the ARG a default that makes one"},
         {"FromPlatformFlagConstDisallowed", "FROM --platform flag should not use a constant value",
-         COBUILD_RULE_URL "from-platform-flag-const-disallowed/"},
-        {"CopyIgnoredFile", "Attempting to Copy file that is excluded by .dockerignore", COBUILD_RULE_URL "copy-ignored-file/"},
+         COBUILD_RULE_URL "from-platform-flag-const-disallowed/", false,
+         "a fixed platform makes the file useless for others; use $BUILDPLATFORM or $TARGETPLATFORM, or name the stage after the platform"},
+        {"CopyIgnoredFile", "Attempting to Copy file that is excluded by .dockerignore", COBUILD_RULE_URL "copy-ignored-file/", false,
+         "the ignore file takes this path out of the build context, so there is nothing to copy; change the ignore file or the path"},
         {"InvalidDefinitionDescription",
          "Comment for build stage or argument should follow the format: `# <arg/stage name> <description>`. If this is not intended to be a "
          "description comment, add an empty line or comment between the instruction and the comment.",
-         COBUILD_RULE_URL "invalid-definition-description/", true},
-        {"ExposeProtoCasing", "Protocol in EXPOSE instruction should be lowercase", COBUILD_RULE_URL "expose-proto-casing/"},
+         COBUILD_RULE_URL "invalid-definition-description/", true,
+         "a comment directly above ARG or FROM describes it and begins with its name; rewrite it, or put an empty line between"},
+        {"ExposeProtoCasing", "Protocol in EXPOSE instruction should be lowercase", COBUILD_RULE_URL "expose-proto-casing/", false,
+         "write the protocol in small letters: tcp, udp or sctp"},
         {"ExposeInvalidFormat",
          "IP address and host-port mapping should not be used in EXPOSE instruction. This will become an error in a future release",
-         COBUILD_RULE_URL "expose-invalid-format/"},
+         COBUILD_RULE_URL "expose-invalid-format/", false,
+         "EXPOSE takes the container's port alone; addresses and ports of the host are given when the container is started"},
     };
     return rules;
 }
 #undef COBUILD_RULE_URL
+
+const rule_info* find_rule(std::string_view name) {
+    const auto& rules = all_rules();
+    const auto lower = to_lower(name);
+    const auto found = std::find_if(rules.begin(), rules.end(), [&](const rule_info& r) { return to_lower(r.name) == lower; });
+    return found == rules.end() ? nullptr : &*found;
+}
 
 const rule_info& info(check_rule rule) noexcept { return all_rules()[static_cast<std::size_t>(rule)]; }
 

@@ -113,5 +113,16 @@ std::string render_source(const file& f, line_range lines);
 /// One exception for the errors of a file: the first one's sentence and place, the others after it, each with its line.
 /// Undefined for an empty list.
 error to_error(const file& f, std::span<const diagnostic> errors);
+/// The errors that to_error made one of, each with the line it names.
+std::vector<diagnostic> split_error(const error& e);
+
+/// The candidate that `word` is a likely slip of the pen for, or nothing: as base's nearest, but two letters swapped are one
+/// slip (biuld for build).
+std::string_view likely_word(std::string_view word, std::span<const std::string_view> candidates);
+
+/// The source around a place as render_source shows it, with a caret line below the part of the line that `message` speaks
+/// of: the longest text it quotes or names that stands there, else the first word. Continuations are searched down to the
+/// last line of `lines`; where `lines` is one line, to the end of its instruction.
+std::string render_error(std::string_view name, std::string_view text, line_range lines, std::string_view message);
 
 }  // namespace cobuild::dockerfile

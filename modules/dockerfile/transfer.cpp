@@ -24,7 +24,7 @@ namespace {
 /// Sources, here-documents and destination out of the arguments.
 void read_paths(transfer& out, const node& n, std::string_view name) {
     if (n.args.size() < 2)
-        fail(cat(name, " requires at least two arguments, but only ", n.args.size() == 1 ? "one was" : "none were",
+        fail(cat(name, " requires at least two arguments, but ", n.args.size() == 1 ? "only one was" : "none were",
                  " provided. Destination could not be determined"));
     const auto is_heredoc = [&](const std::string& word) { return n.json ? std::nullopt : parse_heredoc_word(word); };
     if (is_heredoc(n.args.back())) fail(cat(name, " cannot accept a heredoc as a destination"));

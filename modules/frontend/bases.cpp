@@ -104,7 +104,12 @@ async::task<void> converter::ask(base_key key, const stage_state* for_whom, oci:
         const error e = describe(failed);
         std::vector<std::string_view> names;
         for (const auto& [name, s] : by_name_) names.emplace_back(name);
-        const auto hint = e.kind() == errc::not_found || e.kind() == errc::unauthorized ? did_you_mean(for_whom->base_name, names) : std::string();
+        const bool absent = e.kind() == errc::not_found || e.kind() == errc::unauthorized || e.kind() == errc::unavailable;
+        const auto hint = absent ? did_you_mean(for_whom->base_name, names) : std::string();
+        // COPY --from and mounts: the name was meant for a stage as likely as for an image.
+        if (absent && for_whom->stage == nullptr)
+            fail(e.kind(), cat("there is no stage ", quoted(for_whom->base_name), " in the file", hint, ", and as an image: ", e.what()),
+                 for_whom->lines);
         if (hint.empty()) throw error(e).with(for_whom->base_name).at(place(for_whom->lines));
         fail(e.kind(), cat(for_whom->base_name, ": ", e.what(), hint), for_whom->lines);
     }

@@ -43,13 +43,20 @@ void converter::set_env(stage_state& s, const df::instruction& in) {
 /// The build argument, else the default, else the global ARG's value: an ARG without any of them is declared only.
 void converter::set_arg(stage_state& s, df::instruction in) {
     for (auto& arg : std::get<df::arg_instruction>(in.body).args) {
+        bool own_value = true;
         if (auto given = build_arg(arg.key)) {
             arg.value = std::move(given);
         } else if (arg.value) {
             arg.value = expand(s, in, *arg.value);
         } else {
             arg.value = global_args_.get(arg.key);
+            own_value = !arg.value;
         }
+        s.used_args.insert(arg.key);
+        // What comes from above the first FROM is told where it stands there.
+        if (own_value)
+            s.arg_notes.insert_or_assign(arg.key,
+                                         arg_note{.value = arg.value.value_or(""), .description = arg.description, .lines = in.lines, .needs = {}});
         const bool for_scanners = arg.key == "BUILDKIT_SBOM_SCAN_CONTEXT" || arg.key == "BUILDKIT_SBOM_SCAN_STAGE";
         if (arg.value && !for_scanners) s.env.set(arg.key, *arg.value);
         s.args.push_back(arg);

@@ -8,7 +8,9 @@ module;
 #include <set>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
@@ -20,6 +22,9 @@ import :state;
 
 namespace cobuild::frontend {
 namespace {
+
+/// Errors of a file that are kept: more do not help.
+constexpr std::size_t most_problems = 100;
 
 /// Findings about instructions of a stage that is not built are not shown; those about FROM lines always are.
 bool only_for_built_stages(std::string_view rule) {
@@ -59,19 +64,10 @@ result converter::finish(stage_state& target) {
     }
     image.platform = oci::normalize(image.platform);
 
-    const auto built = reachable_from(&target);
     result r;
-    std::multimap<unsigned, df::warning> by_line;
-    for (auto& w : warnings_) by_line.emplace(w.lines.first, std::move(w));
-    for (const auto& [line, w] : by_line) {
-        if (w.stage >= 0 && only_for_built_stages(w.rule)) {
-            const auto* stage = states_[static_cast<std::size_t>(w.stage)].get();
-            if (!built.contains(stage)) continue;
-            // The base may have set a SHELL, which makes the shell form right.
-            if (w.rule == "JSONArgsRecommended" && !stage->image.config.shell.empty()) continue;
-        }
-        r.warnings.push_back({.rule = w.rule, .message = w.message, .url = w.url, .where = place(w.lines), .last_line = w.lines.last});
-    }
+    for (const auto& w : findings(false))
+        r.warnings.push_back(
+            {.rule = w.rule, .message = w.message, .detail = w.detail, .url = w.url, .where = place(w.lines), .last_line = w.lines.last});
     if (checks_.error && !r.warnings.empty()) {
         std::set<std::string> rules;
         for (const auto& w : r.warnings) rules.insert(w.rule);
@@ -80,6 +76,7 @@ result converter::finish(stage_state& target) {
         throw error{errc::invalid, cat("lint violation found for rules: ", names)}.at(r.warnings.front().where);
     }
 
+    warn_unused_build_args(r);
     r.graph = draft_.finish(target.root, context_source(),
                             {.filename = req_.dockerfile_name, .data = req_.dockerfile, .definition = nullptr, .language = "Dockerfile"});
     r.image_config = oci::encode(image);
@@ -94,50 +91,119 @@ result converter::finish(stage_state& target) {
     return r;
 }
 
-async::task<result> converter::run() {
+/// A build argument that no ARG takes is most likely misspelt. (Not a finding of the checks: it is not the file's.)
+void converter::warn_unused_build_args(result& r) const {
+    std::vector<std::string_view> known = df::automatic_args();
+    const auto add = [&](const df::instruction& in) {
+        if (const auto* arg = std::get_if<df::arg_instruction>(&in.body))
+            for (const auto& a : arg->args) known.emplace_back(a.key);
+    };
+    for (const auto& in : parsed_.global_args) add(in);
+    for (const auto& st : parsed_.stages) std::for_each(st.instructions.begin(), st.instructions.end(), add);
+    for (const auto& [name, value] : req_.build_args) {
+        if (name.starts_with("BUILDKIT_") || name == "SOURCE_DATE_EPOCH" || to_lower(name).ends_with("_proxy")) continue;
+        if (std::find(known.begin(), known.end(), name) != known.end()) continue;
+        r.warnings.push_back(
+            {.rule = {},
+             .message = cat("the build argument ", name, " is not used: no ARG of the file has that name", did_you_mean(name, known)),
+             .detail = {},
+             .url = {},
+             .where = {req_.dockerfile_name, 0},
+             .last_line = 0});
+    }
+}
+
+std::vector<df::warning> converter::findings(bool all) const {
+    all = all || target_ == nullptr;
+    const auto built = all ? std::set<const stage_state*>{} : reachable_from({target_});
+    std::vector<df::warning> out;
+    for (const auto& w : warnings_) {
+        if (w.stage >= 0 && only_for_built_stages(w.rule) && static_cast<std::size_t>(w.stage) < states_.size()) {
+            const auto* stage = states_[static_cast<std::size_t>(w.stage)].get();
+            if (!all && !built.contains(stage)) continue;
+            // The base may have set a SHELL, which makes the shell form right.
+            if (w.rule == "JSONArgsRecommended" && !stage->image.config.shell.empty()) continue;
+        }
+        out.push_back(w);
+    }
+    std::sort(out.begin(), out.end(),
+              [](const auto& a, const auto& b) { return std::tie(a.lines.first, a.rule, a.message) < std::tie(b.lines.first, b.rule, b.message); });
+    return out;
+}
+
+void converter::note(const error& e, df::line_range lines) {
+    if (e.kind() != errc::invalid && e.kind() != errc::unsupported && e.kind() != errc::not_found) throw e;
+    if (e.where()) {
+        if (e.where()->file != req_.dockerfile_name) throw e;
+        if (e.where()->line != lines.first) lines = {e.where()->line, e.where()->line};
+    }
+    const df::diagnostic d{e.what(), lines};
+    if (std::find(problems_.begin(), problems_.end(), d) != problems_.end()) return;
+    if (!first_problem_) first_problem_ = error(e).at(place(lines));
+    if (problems_.size() < most_problems) problems_.push_back(d);
+}
+
+void converter::throw_noted() const {
+    if (!first_problem_) return;
+    if (problems_.size() < 2) throw error(*first_problem_);
+    auto sorted = problems_;
+    std::sort(sorted.begin(), sorted.end(),
+              [](const auto& a, const auto& b) { return std::tie(a.lines.first, a.message) < std::tie(b.lines.first, b.message); });
+    const error all = df::to_error(file_, sorted);
+    throw error{first_problem_->kind(), all.what()}.at(place(sorted.front().lines));
+}
+
+/// What else is wrong with the file, without asking anybody for its base images.
+void converter::tell_all_problems() {
+    for (const auto& s : states_) {
+        if (s->stage == nullptr) s->dispatched = true;
+        if (s->base_name == "scratch" || s->stage == nullptr) s->platform = target_platform_;
+    }
+    for (std::size_t i = 0; i < parsed_.stages.size(); ++i) dispatch_stage(*states_[i]);
+}
+
+async::task<stage_state*> converter::evaluate(bool all_stages) {
     check_syntax();
     read_file();
     make_global_args();
     read_epoch();
     make_stages();
-    stage_state* target = find_target();
+    target_ = find_target();
     connect_stages();
+    std::vector<const stage_state*> wanted{target_};
+    if (all_stages)
+        for (std::size_t i = 0; i < parsed_.stages.size(); ++i) wanted.push_back(states_[i].get());
+    if (first_problem_) {
+        tell_all_problems();
+        throw_noted();
+    }
     // Triggers of a base image may name further stages and images.
     for (bool again = true; again;) {
-        const auto needed = reachable_from(target);
+        const auto needed = reachable_from(wanted);
         co_await resolve_bases(needed);
         again = false;
         for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
             if (needed.contains(states_[i].get())) again = add_triggers(*states_[i]) || again;
         }
     }
-    const auto needed = reachable_from(target);
+    const auto needed = reachable_from(wanted);
     for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
         if (needed.contains(states_[i].get())) dispatch_stage(*states_[i]);
     }
+    throw_noted();
+    co_return target_;
+}
+
+async::task<result> converter::run() {
+    auto* const target = co_await evaluate(false);
     co_return finish(*target);
 }
+
+async::task<void> converter::evaluate_all() { (void)co_await evaluate(req_.target.empty()); }
 
 async::task<result> convert(request r, gateway::frontend_gateway& engine) {
     converter c(std::move(r), engine);
     co_return co_await c.run();
-}
-
-std::vector<target> list_targets(const std::string& dockerfile, const std::string& dockerfile_name) {
-    const auto file = df::parse(dockerfile, dockerfile_name);
-    const auto typed = df::parse_instructions(file);
-    if (!typed.errors.empty()) throw df::to_error(file, typed.errors);
-    std::vector<target> out;
-    for (const auto& st : typed.value.stages) {
-        out.push_back({.name = st.name,
-                       .base = st.base,
-                       .platform = st.platform,
-                       .description = st.description,
-                       .is_default = false,
-                       .line = st.from.lines.first});
-    }
-    if (!out.empty()) out.back().is_default = true;
-    return out;
 }
 
 }  // namespace cobuild::frontend

@@ -82,8 +82,7 @@ void converter::dispatch_stage(stage_state& s) {
         try {
             dispatch(s, c);
         } catch (const error& e) {
-            if (e.where()) throw;
-            throw error(e).at(place(c.what.lines));
+            note(e, c.what.lines);
         }
     }
 }

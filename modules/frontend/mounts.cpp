@@ -67,6 +67,7 @@ void converter::add_mounts(stage_state& s, command& c, std::vector<llb::mount>& 
                                       .gid = m.gid.value_or(0),
                                       .mode = m.mode.value_or(0600),
                                       .optional = !m.required};
+            s.agents.try_emplace(out.ssh->id, demand_note{m.required, in.lines});
             sockets.push_back(std::move(out));
         } else {
             add_directory_mount(s, m, c.sources.at(i), in.lines, mounts.emplace_back(), roots.emplace_back());
@@ -93,12 +94,13 @@ void converter::add_mounts(stage_state& s, command& c, std::vector<llb::mount>& 
         e.mounts.insert(e.mounts.end(), std::make_move_iterator(list->begin()), std::make_move_iterator(list->end()));
 }
 
-void converter::add_secret(const stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const {
+void converter::add_secret(stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const {
     std::string id = m.source.empty() ? m.id : m.source;
     if (id.empty()) {
         if (m.target.empty()) fail(errc::invalid, "RUN --mount=type=secret needs an id, a source or a target", lines);
         id = base_name(m.target);
     }
+    s.secrets.try_emplace(id, demand_note{m.required, lines});
     if (m.env) e.secret_envs.push_back({.id = id, .name = m.env->empty() ? base_name(id) : *m.env, .optional = !m.required});
     if (m.env && m.target.empty()) return;
     llb::mount out{.input = llb::scratch,

@@ -75,7 +75,7 @@ bool is_symbolic_mode(std::string_view text) {
 }
 
 std::string did_you_mean(std::string_view word, const std::vector<std::string_view>& candidates) {
-    const auto found = nearest(word, candidates);
+    const auto found = df::likely_word(word, candidates);
     return found.empty() || found == word ? std::string() : cat(" (did you mean ", found, "?)");
 }
 

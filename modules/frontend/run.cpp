@@ -66,7 +66,6 @@ llb::exec_meta converter::run_meta(const stage_state& s) const {
 void converter::run_command(stage_state& s, command& c) {
     const auto& in = c.what;
     const auto& run = std::get<df::run_instruction>(in.body);
-    if (run.security == df::security_mode::insecure) fail(errc::unsupported, "RUN --security=insecure is not supported yet", in.lines);
     if (!run.devices.empty()) fail(errc::unsupported, cat("RUN --device=", run.devices.front().name, " is not supported yet"), in.lines);
     if (!oci::match_rank(req_.build_platform, *s.platform)) {
         fail(errc::unsupported,
@@ -109,6 +108,7 @@ void converter::run_command(stage_state& s, command& c) {
     e.network = run.network == df::network_mode::none   ? llb::net_mode::none
                 : run.network == df::network_mode::host ? llb::net_mode::host
                                                         : req_.network;
+    if (run.security == df::security_mode::insecure) e.security = llb::security_mode::insecure;
 
     auto text = df::expand_for_display(name, masked(s.env, e), file_.escape);
     capitalize_keyword(text);

@@ -125,13 +125,18 @@ void converter::make_global_args() {
     for (const auto& in : parsed_.global_args) {
         for (const auto& arg : std::get<df::arg_instruction>(in.body).args) {
             auto value = build_arg(arg.key);
+            arg_note told{.value = {}, .description = arg.description, .lines = in.lines, .needs = {}};
             if (!value && arg.value) {
                 try {
-                    value = df::expand_word(*arg.value, global_args_.lookup(), file_.escape).text;
+                    auto e = df::expand_word(*arg.value, global_args_.lookup(), file_.escape);
+                    value = std::move(e.text);
+                    told.needs = std::move(e.matched);
                 } catch (const error& e) {
-                    fail(e.kind(), e.what(), in.lines);
+                    note(e, in.lines);
                 }
             }
+            told.value = value.value_or("");
+            global_notes_.insert_or_assign(arg.key, std::move(told));
             if (value) global_args_.set(arg.key, *value);
         }
     }
@@ -169,7 +174,7 @@ void converter::report_unset(const stage_state& s, const df::instruction& in, co
         if (name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE") continue;
         if (std::any_of(s.args.begin(), s.args.end(), [&](const auto& arg) { return arg.key == name; })) continue;
         const auto known = s.env.keys();
-        warn(df::check_rule::undefined_var, in.lines, in.comments, name, nearest(name, known));
+        warn(df::check_rule::undefined_var, in.lines, in.comments, name, df::likely_word(name, known));
     }
 }
 

@@ -41,8 +41,12 @@ void converter::make_stages() {
         s->index = states_.size();
         s->name = !st.name.empty() ? st.name : cat("stage-", states_.size());
         s->lines = st.from.lines;
-        s->base_name = expand_base(st);
-        s->platform = expand_platform(st);
+        try {
+            s->base_name = expand_base(st, *s);
+            s->platform = expand_platform(st, *s);
+        } catch (const error& e) {
+            note(e, s->lines);
+        }
         if (const auto base = by_name_.find(to_lower(s->base_name)); base != by_name_.end()) s->base = base->second;
         s->command_total = s->base == nullptr && s->base_name != "scratch" ? 1 : 0;
         s->command_total += static_cast<std::size_t>(
@@ -56,16 +60,18 @@ void converter::make_stages() {
         }
         states_.push_back(std::move(s));
     }
+    throw_noted();
     if (states_.size() == 1) states_.front()->name.clear();
 }
 
-std::string converter::expand_base(const df::stage& st) {
+std::string converter::expand_base(const df::stage& st, stage_state& s) {
     df::expansion e;
     try {
         e = df::expand_word(st.base, global_args_.lookup(), file_.escape);
     } catch (const error& bad) {
         fail(bad.kind(), bad.what(), st.from.lines);
     }
+    s.used_args.insert(e.matched.begin(), e.matched.end());
     if (!e.text.empty()) return e.text;
     std::string message = cat("base name (", st.base, ") should not be blank");
     for (const auto* names : {&e.unmatched, &e.matched}) {
@@ -85,10 +91,11 @@ std::string converter::expand_base(const df::stage& st) {
     fail(errc::invalid, message, st.from.lines);
 }
 
-std::optional<oci::platform> converter::expand_platform(const df::stage& st) const {
+std::optional<oci::platform> converter::expand_platform(const df::stage& st, stage_state& s) const {
     if (st.platform.empty()) return std::nullopt;
     try {
         const auto e = df::expand_word(st.platform, global_args_.lookup(), file_.escape);
+        s.used_args.insert(e.matched.begin(), e.matched.end());
         if (e.text.empty()) {
             std::string hint;
             if (!e.unmatched.empty()) hint = did_you_mean(e.unmatched.front(), global_args_.keys());
@@ -113,7 +120,13 @@ stage_state* converter::find_target() {
 void converter::connect_stages() {
     for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
         auto& s = *states_[i];
-        for (const auto& in : parsed_.stages[i].instructions) s.commands.push_back(make_command(s, in, false));
+        for (const auto& in : parsed_.stages[i].instructions) {
+            try {
+                s.commands.push_back(make_command(s, in, false));
+            } catch (const error& e) {
+                note(e, in.lines);
+            }
+        }
     }
     refuse_cycles();
 }
@@ -156,9 +169,8 @@ stage_state* converter::find_source(const std::string& from, df::line_range line
     return known;
 }
 
-std::set<const stage_state*> converter::reachable_from(const stage_state* s) const {
-    std::set<const stage_state*> seen{s};
-    std::vector<const stage_state*> todo{s};
+std::set<const stage_state*> converter::reachable_from(std::vector<const stage_state*> todo) const {
+    std::set<const stage_state*> seen(todo.begin(), todo.end());
     while (!todo.empty()) {
         const auto* at = todo.back();
         todo.pop_back();
@@ -176,7 +188,7 @@ void converter::refuse_cycles() const {
         for (const auto& c : s->commands) {
             for (const auto* source : c.sources) {
                 if (source == nullptr || source->stage == nullptr || source->index < s->index) continue;
-                if (!reachable_from(source).contains(s.get())) continue;
+                if (!reachable_from({source}).contains(s.get())) continue;
                 fail(errc::invalid, cat("circular dependency detected on stage: ", s->stage->name.empty() ? s->name : s->stage->name), c.what.lines);
             }
         }

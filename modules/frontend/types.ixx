@@ -49,6 +49,7 @@ struct request {
 struct warning {
     std::string rule;     ///< UndefinedVar, CopyIgnoredFile, ...
     std::string message;  ///< one sentence, as BuildKit's linter words it
+    std::string detail;   ///< what the rule is about, the same for each finding
     std::string url;
     source_location where;
     unsigned last_line = 0;
@@ -73,6 +74,43 @@ struct result {
     std::vector<base_image> bases;      ///< those that were resolved
     std::optional<std::int64_t> epoch;  ///< SOURCE_DATE_EPOCH, seconds
     bool ignore_cache = false;          ///< the target's stage is built without cache
+};
+
+// ---------------------------------------------------------------- sub-requests
+
+/// What a stage and those below it can be given, in the order of lines.
+struct outline_arg {
+    std::string name, value, description;
+    unsigned first_line = 0, last_line = 0;
+};
+struct outline_demand {  ///< a secret or an ssh agent
+    std::string name;
+    bool required = false;
+    unsigned first_line = 0, last_line = 0;
+};
+struct outline {
+    std::string name, description;
+    std::vector<outline_arg> args;
+    std::vector<outline_demand> secrets, ssh;
+};
+
+/// A stage as `--call=targets` lists it.
+struct target {
+    std::string name;
+    std::string base;
+    std::string platform;
+    std::string description;
+    bool is_default = false;
+    unsigned line = 0;
+};
+
+/// A sub-request's result in BuildKit's terms, and as the command line shows it.
+struct answer {
+    std::string json;              ///< result.json
+    std::string text;              ///< result.txt
+    std::string plain;             ///< as `text`, with plain help in place of links
+    int status = 0;                ///< result.statuscode: 1 when checks found something or the file cannot be built
+    std::optional<error> problem;  ///< check: why the file cannot be built
 };
 
 }  // namespace cobuild::frontend

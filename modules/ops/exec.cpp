@@ -57,7 +57,6 @@ class exec_op final : public solver::op {
 public:
     exec_op(const llb::op& what, environment& env, const build_scope& scope)
         : env_(env), session_(scope.session), exec_(std::get<llb::exec_op>(what.what)), inputs_(what.inputs.size()), key_(exec_key(what)) {
-        if (exec_.security == llb::security_mode::insecure) throw error{errc::unsupported, "RUN --security=insecure is not supported yet"};
         if (!exec_.devices.empty()) throw error{errc::unsupported, "RUN --device is not supported yet"};
         if (exec_.network == llb::net_mode::host && !env.host_network_allowed)
             throw error{errc::permission, "network.host is not allowed: add it to insecure-entitlements in the configuration"};
@@ -122,7 +121,7 @@ private:
 };
 
 /// Cache directories are locked before the slot is taken, in the order of their ids, so that two steps never wait for each other.
-async::task<std::shared_ptr<void>> exec_op::prepare(solver::context) {
+async::task<std::shared_ptr<void>> exec_op::prepare(solver::context ctx) {
     std::vector<std::size_t> order;
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i)
         if (exec_.mounts[i].type == llb::mount_type::cache) order.push_back(i);
@@ -135,7 +134,10 @@ async::task<std::shared_ptr<void>> exec_op::prepare(solver::context) {
         r.sharing = m.cache->sharing == llb::cache_sharing::locked     ? snapshot::sharing::locked
                     : m.cache->sharing == llb::cache_sharing::private_ ? snapshot::sharing::exclusive
                                                                        : snapshot::sharing::shared;
-        if (m.input >= 0) throw error{errc::unsupported, cat("RUN --mount=type=cache,target=", m.dest, ": from= and source= are not supported yet")};
+        if (m.input >= 0) {
+            const auto slot = static_cast<std::size_t>(m.input);
+            r.seed = (co_await as_chain(env_, ctx.inputs.at(slot), selector_of(slot)))->chain;
+        }
         r.description = cat("cached mount ", m.dest, " from exec ", exec_.meta.args.back());
         held->emplace(i, co_await env_.snapshots.acquire_cache(std::move(r)));
     }
@@ -206,6 +208,7 @@ async::task<executor::step> exec_op::make_step() {
     for (const auto& h : exec_.meta.extra_hosts) step.extra_hosts.push_back({h.host, h.ip});
     for (const auto& u : exec_.meta.ulimits) step.ulimits.push_back({u.name, u.soft, u.hard});
     step.cgroup_parent = exec_.meta.cgroup_parent;
+    if (exec_.security == llb::security_mode::insecure) step.security = executor::security::insecure;
     for (const auto code : exec_.meta.valid_exit_codes) step.valid_exit_codes.push_back(code);
     step.remove_stubs_recursively = exec_.meta.remove_mount_stubs_recursive;
     if (exec_.meta.proxy)

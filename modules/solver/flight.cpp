@@ -162,7 +162,7 @@ async::task<void> engine::work(std::shared_ptr<flight> f, std::shared_ptr<outcom
     const context ctx{progress::writer(f->out, {.id = f->fast.front().value, .name = f->name}), f->cancel.token()};
     run_result made;
     {
-        const auto locks = co_await f->op->prepare(ctx);
+        const auto locks = co_await f->op->prepare({ctx.progress, ctx.cancelled, f->inputs});
         async::semaphore::permit slot;
         if (f->op->counted()) {
             set_stage(f, vertex_state::queued);

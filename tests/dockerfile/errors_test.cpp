@@ -86,4 +86,67 @@ BOOST_AUTO_TEST_CASE(many_errors_are_cut_short) {
     BOOST_TEST(std::string(df::to_error(f, errors).what()).ends_with("; line 22: unknown instruction: BLA; and 79 more errors"));
 }
 
+// The caret stands below what the message speaks of.
+BOOST_AUTO_TEST_CASE(carets) {
+    const auto marked = [](std::string_view text, df::line_range lines, std::string_view message) {
+        const std::string out = df::render_error("D", text, lines, message);
+        std::string before;
+        for (const auto line : split(out, '\n')) {
+            if (line.find('^') != std::string_view::npos && line.starts_with("     |")) {
+                const auto at = line.find('^');
+                return before.substr(at, line.rfind('^') - at + 1);
+            }
+            before = line;
+        }
+        return std::string("none");
+    };
+    BOOST_TEST(marked("FROM a\nCOPPY b c\n", {2, 2}, "unknown instruction: COPPY (did you mean COPY?)") == "COPPY");
+    BOOST_TEST(marked("RUN --netwrk=none x\n", {1, 1}, "unknown flag: --netwrk (did you mean network?)") == "--netwrk");
+    BOOST_TEST(marked("RUN --mount=type=cach,target=/c x\n", {1, 1}, "unsupported mount type \"cach\" (did you mean cache?)") == "cach");
+    BOOST_TEST(marked("RUN --mount=targt=/c x\n", {1, 1}, "unexpected key 'targt' in 'targt=/c' (did you mean target?)") == "targt");
+    BOOST_TEST(marked("COPY --from=9 a b\n", {1, 1}, "invalid stage index 9: the file has 1 stages, counted from 0") == "9");
+    BOOST_TEST(marked("ENV x\n", {1, 1}, "ENV must have two arguments") == "ENV");
+    BOOST_TEST(marked("  copy a\n", {1, 1}, "something else") == "copy");
+    // On a later line of the instruction.
+    BOOST_TEST(marked("RUN --mount=type=bind \\\n  --netwrk=none x\n", {1, 1}, "unknown flag: --netwrk") == "--netwrk");
+    BOOST_TEST(marked("RUN x\n--netwrk\n", {1, 1}, "unknown flag: --netwrk") == "RUN");
+}
+
+BOOST_AUTO_TEST_CASE(a_caret_keeps_its_place_behind_tabs_and_wide_letters) {
+    BOOST_TEST(df::render_error("D", "\tENV é=${x\n", {1, 1}, "failed to process \"${x\": missing") ==
+               "D:1\n--------------------\n   1 | >>> \tENV é=${x\n     |     \t      ^^^\n   2 |     \n--------------------\n");
+}
+
+BOOST_AUTO_TEST_CASE(errors_come_apart_again) {
+    const df::file f = df::parse("FORM a\nFROM b\nENV x\n", "D");
+    const auto errors = df::parse_instructions(f).errors;
+    const auto apart = df::split_error(df::to_error(f, errors));
+    BOOST_REQUIRE(apart.size() == errors.size());
+    for (std::size_t i = 0; i < apart.size(); ++i) {
+        BOOST_TEST(apart[i].message == errors[i].message);
+        BOOST_TEST(apart[i].lines.first == errors[i].lines.first);
+    }
+    const auto one = df::split_error(error{errc::invalid, "see; line x: or; line 3"}.at({"D", 7}));
+    BOOST_REQUIRE(one.size() == 1U);
+    BOOST_TEST((one[0].lines == df::line_range{7, 7}));
+}
+
+BOOST_AUTO_TEST_CASE(likely_words) {
+    static constexpr std::string_view known[] = {"build", "images", "prune"};
+    BOOST_TEST(df::likely_word("biuld", known) == "build");
+    BOOST_TEST(df::likely_word("image", known) == "images");
+    BOOST_TEST(df::likely_word("daemon", known) == "");
+}
+
+BOOST_AUTO_TEST_CASE(every_rule_has_plain_help) {
+    BOOST_TEST(df::all_rules().size() == 22U);
+    for (const auto& r : df::all_rules()) {
+        BOOST_TEST(!r.help.empty(), r.name);
+        BOOST_TEST(r.help.find("://") == std::string_view::npos, r.name);
+        BOOST_TEST(df::find_rule(r.name) == &r, r.name);
+    }
+    BOOST_TEST(df::find_rule("undefinedvar") == &df::info(df::check_rule::undefined_var));
+    BOOST_TEST(df::find_rule("nothing") == nullptr);
+}
+
 BOOST_AUTO_TEST_SUITE_END()

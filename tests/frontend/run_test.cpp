@@ -158,10 +158,16 @@ BOOST_AUTO_TEST_CASE(secrets_and_ssh) {
     BOOST_TEST(says(failure("FROM busybox\nRUN --mount=type=secret x\n"), "secret"));
 }
 
+BOOST_AUTO_TEST_CASE(security_reaches_the_step) {
+    const auto o = build("FROM busybox\nRUN --security=insecure x\nRUN --security=sandbox y\n");
+    BOOST_TEST((o.exec("[2/3] RUN --security=insecure x").security == llb::security_mode::insecure));
+    BOOST_TEST((o.exec("[3/3] RUN --security=sandbox y").security == llb::security_mode::sandbox));
+}
+
 BOOST_AUTO_TEST_CASE(what_is_not_there_is_refused_by_name) {
-    const auto e = failure("FROM busybox\nRUN --security=insecure x\n");
+    const auto e = failure("FROM busybox\nRUN --device=vendor.test/dev x\n");
     BOOST_TEST((e.kind() == errc::unsupported));
-    BOOST_TEST(says(e, "RUN --security=insecure"));
+    BOOST_TEST(says(e, "RUN --device=vendor.test/dev"));
     BOOST_TEST(e.where()->line == 2U);
 }
 

@@ -97,6 +97,15 @@ mount_text check_mount(std::string_view csv, char escape);
 /// The checks of FROM and its arguments.
 void check_from_arguments(const parsed& p, char escape, const lookup& automatic, const std::function<void(const stage&, warning)>& report);
 
+// ---------------------------------------------------------------- errors
+/// A part of a line of the file: `column` and `length` in bytes.
+struct caret {
+    unsigned line = 0;
+    std::size_t column = 0;
+    std::size_t length = 1;
+};
+std::string draw_source(std::string_view name, std::string_view text, line_range lines, const std::optional<caret>& mark);
+
 // ---------------------------------------------------------------- patterns
 /// ${v#p} and ${v##p}; from_end: ${v%p} and ${v%%p}.
 std::string trim_pattern(std::string_view value, std::string_view pattern, bool from_end, bool longest);

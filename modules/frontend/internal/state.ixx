@@ -89,6 +89,18 @@ private:
 
 struct stage_state;
 
+/// What an outline tells of an ARG, and of a secret or agent that steps ask for.
+struct arg_note {
+    std::string value;
+    std::string description;
+    df::line_range lines;
+    std::vector<std::string> needs;  ///< other ARGs that its default names
+};
+struct demand_note {
+    bool required = false;
+    df::line_range lines;
+};
+
 struct command {
     df::instruction what;
     std::vector<stage_state*> sources;  ///< COPY --from: one; RUN: one a mount, null where it names none
@@ -124,6 +136,10 @@ struct stage_state {
     std::size_t command_index = 0;  ///< of the progress names
     std::size_t command_total = 0;
     bool in_trigger = false;
+
+    std::map<std::string, arg_note> arg_notes;
+    std::set<std::string> used_args;  ///< by FROM and by ARG
+    std::map<std::string, demand_note> secrets, agents;
 };
 
 struct base_key {
@@ -138,8 +154,19 @@ class converter {
 public:
     converter(request r, gateway::frontend_gateway& engine);
     async::task<result> run();
+    /// For sub-requests: everything up to the result, for every stage when no target is named.
+    async::task<void> evaluate_all();
+    /// What was found so far, sorted by line. Without `all`: of the target's stages and of FROM lines.
+    [[nodiscard]] std::vector<df::warning> findings(bool all) const;
+    [[nodiscard]] outline make_outline();
+    [[nodiscard]] const std::string& file_name() const noexcept { return req_.dockerfile_name; }
 
 private:
+    async::task<stage_state*> evaluate(bool all_stages);
+    /// Keeps an error of the file, so that all are told at once; other kinds are thrown on.
+    void note(const error& e, df::line_range lines);
+    void throw_noted() const;
+    void tell_all_problems();
     // scope.cpp
     void check_syntax() const;
     void read_file();
@@ -154,14 +181,14 @@ private:
 
     // stages.cpp
     void make_stages();
-    std::string expand_base(const df::stage& st);
-    [[nodiscard]] std::optional<oci::platform> expand_platform(const df::stage& st) const;
+    std::string expand_base(const df::stage& st, stage_state& s);
+    [[nodiscard]] std::optional<oci::platform> expand_platform(const df::stage& st, stage_state& s) const;
     [[nodiscard]] stage_state* find_target();
     void connect_stages();
     command make_command(stage_state& s, df::instruction in, bool on_build);
     stage_state* find_source(const std::string& from, df::line_range lines, bool by_index);
     void refuse_cycles() const;
-    [[nodiscard]] std::set<const stage_state*> reachable_from(const stage_state* s) const;
+    [[nodiscard]] std::set<const stage_state*> reachable_from(std::vector<const stage_state*> todo) const;
     bool add_triggers(stage_state& s);
 
     // bases.cpp
@@ -197,7 +224,7 @@ private:
     void run_command(stage_state& s, command& c);
     llb::exec_meta run_meta(const stage_state& s) const;
     void add_mounts(stage_state& s, command& c, std::vector<llb::mount>& mounts, std::vector<root_ref>& roots, llb::exec_op& e, env_list& env);
-    void add_secret(const stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const;
+    void add_secret(stage_state& s, const df::mount& m, df::line_range lines, std::vector<llb::mount>& special, llb::exec_op& e) const;
     void add_directory_mount(stage_state& s, const df::mount& m, stage_state* source, df::line_range lines, llb::mount& out, root_ref& root);
 
     // transfer.cpp
@@ -210,6 +237,7 @@ private:
     // convert.cpp
     [[nodiscard]] llb::source_op context_source() const;
     result finish(stage_state& target);
+    void warn_unused_build_args(result& r) const;
 
     request req_;
     gateway::frontend_gateway& engine_;
@@ -217,9 +245,13 @@ private:
     df::parsed parsed_;
     df::check_options checks_;
     std::vector<df::warning> warnings_;
+    std::vector<df::diagnostic> problems_;  ///< errors of the file that are not told yet
+    std::optional<error> first_problem_;
+    stage_state* target_ = nullptr;
 
     oci::platform target_platform_;
     env_list global_args_;
+    std::map<std::string, arg_note> global_notes_;
     std::optional<std::int64_t> epoch_;  ///< seconds
     std::optional<llb::proxy_env> proxy_;
 

@@ -1,0 +1,180 @@
+// What can be asked instead of building, and how errors in a Dockerfile are shown.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iostream>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+#include <CLI/App.hpp>
+#include <CLI/Config.hpp>
+#include <CLI/Formatter.hpp>
+
+#include "cli.hpp"
+
+import cobuild.base;
+import cobuild.async;
+import cobuild.build;
+import cobuild.dockerfile;
+
+namespace cobuild::app {
+
+namespace {
+
+bool truth(const std::string& flag, std::string_view value) {
+    if (value.empty() || value == "true" || value == "1") return true;
+    if (value == "false" || value == "0") return false;
+    throw error{errc::invalid, cat(flag, ": ignorestatus takes true or false")};
+}
+
+std::optional<build::question> method(std::string_view name) {
+    if (name == "check" || name == "lint") return build::question::check;
+    if (name == "outline") return build::question::outline;
+    if (name == "targets") return build::question::targets;
+    if (name.empty() || name == "build") return std::nullopt;
+    static constexpr std::string_view known[] = {"build", "check", "outline", "targets"};
+    const auto near = dockerfile::likely_word(name, known);
+    throw error{errc::invalid, cat("--call: unknown method ", quoted(name),
+                                   near.empty() ? " (build, check, outline and targets are known)" : cat(", did you mean ", near, "?"))};
+}
+
+std::string dockerfile_text(const build::build_request& r, const std::string& name) {
+    if (r.dockerfile_text) return *r.dockerfile_text;
+    std::ifstream in(r.dockerfile.empty() ? r.context / name : r.dockerfile, std::ios::binary);
+    return {std::istreambuf_iterator<char>(in), {}};
+}
+
+bool is_dockerfile(const build::build_request& r, const std::string& name) {
+    if (r.dockerfile_text) return true;
+    return r.dockerfile.empty() ? name == "Dockerfile" || name == "dockerfile" : name == r.dockerfile.filename().string();
+}
+
+/// Options of a command by their long names.
+std::vector<std::string> flag_names(const CLI::App& command) {
+    std::vector<std::string> out;
+    for (const auto* o : command.get_options())
+        if (!o->get_group().empty())
+            for (const auto& name : o->get_lnames()) out.push_back("--" + name);
+    return out;
+}
+
+std::vector<std::string> command_names(const CLI::App& app) {
+    std::vector<std::string> out;
+    for (const auto* sub : app.get_subcommands([](const CLI::App*) { return true; })) out.push_back(sub->get_name());
+    return out;
+}
+
+std::string with_hint(std::string sentence, std::string_view word, const std::vector<std::string>& known) {
+    const std::vector<std::string_view> views(known.begin(), known.end());
+    const auto near = dockerfile::likely_word(word, views);
+    return near.empty() ? sentence : cat(sentence, ", did you mean ", near, "?");
+}
+
+}  // namespace
+
+std::optional<build_call> parse_call(const std::string& call, const std::string& print_llb) {
+    if (!print_llb.empty()) {
+        if (print_llb != "json" && print_llb != "dot") throw error{errc::invalid, cat("--print-llb=", print_llb, ": json and dot are known")};
+        return build_call{.what = build::question::graph, .json = print_llb == "json"};
+    }
+    build_call out;
+    const auto words = split(call, ',');
+    const auto what = method(words.front());
+    for (std::size_t i = 1; i < words.size(); ++i) {
+        const auto eq = words[i].find('=');
+        const auto key = words[i].substr(0, eq);
+        const auto value = eq == std::string_view::npos ? std::string_view() : words[i].substr(eq + 1);
+        if (key == "format" && (value == "json" || value == "text"))
+            out.json = value == "json";
+        else if (key == "ignorestatus")
+            out.ignore_status = truth(cat("--call=", call), value);
+        else
+            throw error{errc::invalid, cat("--call=", call, ": format=json, format=text and ignorestatus= are known")};
+    }
+    if (!what) return std::nullopt;
+    out.what = *what;
+    return out;
+}
+
+async::task<int> run_call(std::shared_ptr<build::engine> engine, build::build_request request, build_call call,
+                          std::shared_ptr<progress_display> display, async::cancel_token stop) {
+    const auto asked = request;
+    std::exception_ptr failed;
+    build::answer answer;
+    try {
+        answer = co_await engine->ask(std::move(request), call.what, display, stop);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (failed) throw show_problem(asked, describe(failed));
+    std::cout << (call.json ? answer.json : answer.text);
+    if (call.json && !answer.json.ends_with('\n')) std::cout << '\n';
+    std::cout << std::flush;
+    // In JSON the error is part of the answer.
+    if (answer.problem && !call.ignore_status && !call.json) throw show_problem(asked, *answer.problem);
+    co_return call.ignore_status ? 0 : answer.status;
+}
+
+error show_problem(const build::build_request& request, error e) {
+    if (!e.where() || e.where()->line == 0) return e;
+    const auto& file = e.where()->file;
+    if (!is_dockerfile(request, file)) return e;
+    const auto text = dockerfile_text(request, file);
+    const auto all = dockerfile::split_error(e);
+    for (std::size_t i = 0; i < all.size(); ++i) {
+        std::cerr << dockerfile::render_error(file, text, all[i].lines, all[i].message);
+        if (all.size() > 1) std::cerr << "error: " << file << ":" << all[i].lines.first << ": " << all[i].message << "\n\n";
+    }
+    if (all.size() == 1) return e;
+    return error{e.kind(), cat(file, ": ", all.size(), " errors, shown above")};
+}
+
+std::string unexpected_words(const CLI::App& app) {
+    const CLI::App* at = &app;
+    while (!at->get_subcommands().empty()) at = at->get_subcommands().front();
+    auto words = at->remaining();
+    if (words.empty()) words = app.remaining(true);
+    if (words.empty()) return {};
+    const auto flag = std::find_if(words.begin(), words.end(), [](const auto& w) { return w.size() > 1 && w.starts_with('-'); });
+    if (flag != words.end()) {
+        const auto name = flag->substr(0, flag->find('='));
+        const auto of = at == &app ? std::string() : cat(" of 'cobuild ", at->get_name(), "'");
+        return with_hint(cat("unknown flag ", name, of), name, flag_names(*at));
+    }
+    if (at == &app) return with_hint(cat("unknown command ", quoted(words.front())), words.front(), command_names(app));
+    const auto subs = command_names(*at);
+    if (!subs.empty()) return with_hint(cat("unknown command ", quoted(words.front()), " of 'cobuild ", at->get_name(), "'"), words.front(), subs);
+    return cat("one argument too many for 'cobuild ", at->get_name(), "': ", quoted(words.front()));
+}
+
+std::string help_text(CLI::App& app, const std::string& topic) {
+    if (topic.empty()) return app.help();
+    for (auto* sub : app.get_subcommands([](CLI::App*) { return true; }))
+        if (sub->get_name() == topic) return sub->help("cobuild");
+    if (topic == "checks") {
+        std::string out = "Checks of 'cobuild build --check'; 'cobuild help NAME' explains one:\n\n";
+        for (const auto& rule : dockerfile::all_rules())
+            out += cat("  ", rule.name, std::string(34 - std::min<std::size_t>(33, rule.name.size()), ' '),
+                       rule.experimental ? "(only when asked for) " : "", rule.description.substr(0, rule.description.find(". ")), "\n");
+        return out;
+    }
+    if (const auto* rule = dockerfile::find_rule(topic)) {
+        return cat(rule->name, ": ", rule->description, "\n\n", rule->help, "\n\nTo leave it out: '# check=skip=", rule->name,
+                   "' as a line at the top of the Dockerfile, or directly above an instruction\n",
+                   rule->experimental ? "It runs only with '# check=experimental=" : "", rule->experimental ? rule->name : "",
+                   rule->experimental ? "'\n" : "");
+    }
+    auto known = command_names(app);
+    for (const auto& rule : dockerfile::all_rules()) known.emplace_back(rule.name);
+    throw error{errc::invalid, with_hint(cat("there is no command and no check ", quoted(topic)), topic, known)};
+}
+
+}  // namespace cobuild::app
