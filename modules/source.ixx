@@ -1,4 +1,5 @@
-/// cobuild.source: where root file systems come from: images of a registry or built here, as chains of layers.
+/// cobuild.source: where root file systems come from: images of a registry or built here, git repositories, files behind
+/// URLs, as chains of layers. Git and http stand in their own partitions; this page is about images.
 ///
 /// resolve() finds out what a reference means: an image built here, else the registry's answer to one HEAD a build;
 /// manifests and configs come from the content store where it has them. pull() brings the layers: each is fetched, hashed,
@@ -8,7 +9,7 @@
 /// Every digest and size is verified before anything is kept; a layer that is not what its digest says is not stored, and
 /// the error names blob, host and both digests. Progress: a line per layer, in bytes.
 ///
-/// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), git and http (not built yet).
+/// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), a client's directories (ops).
 module;
 #include <cstdint>
 #include <memory>
@@ -27,6 +28,8 @@ import cobuild.snapshot;
 import cobuild.oci;
 import cobuild.registry;
 import cobuild.progress;
+export import :http;
+export import :git;
 
 export namespace cobuild::source {
 
