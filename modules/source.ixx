@@ -12,6 +12,7 @@
 /// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), a client's directories (ops).
 module;
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -77,5 +78,15 @@ private:
     struct state;
     std::shared_ptr<state> state_;
 };
+
+/// What was taken over from an OCI layout directory; `top` is now a digest that images::resolve() finds here.
+struct imported_layout {
+    oci::descriptor top;
+    state::pin keep;
+};
+/// Copies one image of a layout, for one platform, into the content store, every digest verified. It is named by digest, or
+/// by tag ("latest" also means the only image of a layout without names). Errors name the directory.
+async::task<imported_layout> import_layout(async::blocking_pool& pool, content::store& content, std::filesystem::path directory, std::string tag,
+                                           std::optional<digest> wanted, oci::platform platform);
 
 }  // namespace cobuild::source

@@ -195,7 +195,11 @@ async::task<void> git_repositories::state::full_checkout(const git_runner& git, 
     co_await own.must({"checkout", "--quiet", "--detach", "--force", c.id, "--"});
     if (!tag) co_await own.must({"update-ref", "-d", "refs/cobuild"});
     co_await own.must({"remote", "add", "--", "origin", r.remote});
-    if (r.submodules) co_await own.must({"submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"});
+    if (r.submodules) {
+        const auto shallow = co_await own.run({"submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"});
+        if (!shallow.ok && !another_way(shallow)) throw own.failure(shallow);
+        if (!shallow.ok) co_await own.must({"submodule", "--quiet", "update", "--init", "--recursive"});
+    }
     co_await own.must({"remote", "set-url", "origin", "--", remote::redacted(r.remote)});
     co_await own.run({"reflog", "expire", "--all", "--expire=now"});
 }
