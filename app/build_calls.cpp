@@ -54,6 +54,7 @@ std::string dockerfile_text(const build::build_request& r, const std::string& na
 
 bool is_dockerfile(const build::build_request& r, const std::string& name) {
     if (r.dockerfile_text) return true;
+    if (r.context.empty()) return false;  // it came with a remote context
     return r.dockerfile.empty() ? name == "Dockerfile" || name == "dockerfile" : name == r.dockerfile.filename().string();
 }
 

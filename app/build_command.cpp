@@ -39,7 +39,7 @@ struct build_flags {
     engine_flags engine;
     std::string path;
     std::string file;
-    std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter;
+    std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter, build_contexts, ssh;
     std::vector<std::string> not_yet;  ///< flags of buildx that are parsed only to be refused by name
     std::string target, network, progress = "auto", metadata_file, iidfile, shm_size, cgroup_parent, pull;
     std::vector<std::string> allow, annotations;
@@ -175,25 +175,32 @@ void write_whole(const std::string& file, const std::string& text) {
     }
 }
 
+std::string read_stdin() { return std::string{std::istreambuf_iterator<char>(std::cin), {}}; }
+
 void set_context(build_flags& flags, build::build_request& r) {
+    r.name = flags.path;
     if (flags.path == "-") {
-        r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
-        // Docker accepts a tar archive here as well; its magic stands at offset 257.
-        if (r.dockerfile_text->size() > 262 && r.dockerfile_text->compare(257, 5, "ustar") == 0)
-            throw error{errc::unsupported, "a tar archive as context on standard input is not supported yet; unpack it and name the directory"};
-        r.name = "-";
+        if (flags.file == "-") throw error{errc::invalid, "the context and the Dockerfile cannot both come from standard input"};
+        r.context_stream = 0;
+        if (!flags.file.empty()) r.dockerfile = flags.file;
         return;
     }
-    if (flags.path.find("://") != std::string::npos || flags.path.starts_with("git@"))
-        throw error{errc::unsupported,
-                    cat("the context ", quoted(flags.path), ": git and http contexts are not supported yet; name a local directory")};
     std::error_code ec;
-    if (!stdfs::exists(flags.path, ec)) throw error{errc::not_found, cat("the context directory ", quoted(flags.path), " does not exist")};
+    if (!stdfs::exists(flags.path, ec)) {
+        const bool remote = flags.path.find("://") != std::string::npos || flags.path.starts_with("github.com/") ||
+                            (flags.path.find('@') != std::string::npos && flags.path.find(':') != std::string::npos);
+        if (!remote) throw error{errc::not_found, cat("the context directory ", quoted(flags.path), " does not exist")};
+        r.remote_context = flags.path;
+        if (flags.file == "-")
+            r.dockerfile_text = read_stdin();
+        else if (!flags.file.empty())
+            r.dockerfile = flags.file;
+        return;
+    }
     if (!stdfs::is_directory(flags.path, ec)) throw error{errc::invalid, cat("the context ", quoted(flags.path), " is not a directory")};
     r.context = stdfs::absolute(flags.path);
-    r.name = flags.path;
     if (flags.file == "-")
-        r.dockerfile_text = std::string{std::istreambuf_iterator<char>(std::cin), {}};
+        r.dockerfile_text = read_stdin();
     else if (!flags.file.empty())
         r.dockerfile = stdfs::absolute(flags.file);
 }
@@ -229,6 +236,27 @@ void add_annotations(build::build_request& r, const std::vector<std::string>& it
     if (!taken) throw error{errc::invalid, "--annotation needs an output that is an image (image, oci, docker or registry)"};
 }
 
+/// "default", "default=SOCKET", "id=SOCKET".
+void add_ssh(const std::string& text, build::build_request& r) {
+    const auto eq = text.find('=');
+    const std::string id = text.substr(0, eq);
+    std::string path = eq == std::string::npos ? "" : text.substr(eq + 1);
+    if (id.empty()) throw error{errc::invalid, cat("--ssh ", text, ": an id is missing, as in --ssh default")};
+    if (path.empty()) {
+        const char* agent = std::getenv("SSH_AUTH_SOCK");
+        if (agent == nullptr || *agent == '\0')
+            throw error{errc::not_found,
+                        cat("--ssh ", text, ": no ssh agent is running (SSH_AUTH_SOCK is not set); start one with ssh-agent and ssh-add")};
+        path = agent;
+    }
+    std::error_code ec;
+    if (!stdfs::exists(path, ec)) throw error{errc::not_found, cat("--ssh ", text, ": there is no ", path)};
+    if (!stdfs::is_socket(path, ec))
+        throw error{errc::unsupported,
+                    cat("--ssh ", text, ": keys from files are not supported yet; load the key into an agent with ssh-add and give --ssh ", id)};
+    r.ssh_agents[id] = stdfs::absolute(path);
+}
+
 build::build_request make_request(build_flags& flags) {
     if (!flags.not_yet.empty()) throw error{errc::unsupported, cat(flags.not_yet.front(), " is not supported yet")};
     build::build_request r;
@@ -255,6 +283,12 @@ build::build_request make_request(build_flags& flags) {
     r.ulimits = flags.ulimits;
     r.cgroup_parent = flags.cgroup_parent;
     if (!flags.shm_size.empty()) r.shm_size = parse_bytes(flags.shm_size);
+    for (const auto& c : flags.build_contexts) {
+        const auto eq = c.find('=');
+        if (eq == 0 || eq == std::string::npos) throw error{errc::invalid, cat("--build-context ", quoted(c), ": NAME=VALUE is expected")};
+        r.build_contexts[c.substr(0, eq)] = c.substr(eq + 1);
+    }
+    for (const auto& s : flags.ssh) add_ssh(s, r);
     for (const auto& s : flags.secrets) r.secrets.push_back(parse_secret(s));
     for (const auto& o : flags.outputs) r.outputs.push_back(parse_output(o));
     if (flags.load) r.outputs.push_back({.type = "docker", .attributes = {}});
@@ -320,7 +354,10 @@ async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& 
 }
 
 void add_flags(CLI::App& c, build_flags& f) {
-    c.add_option("PATH", f.path, "Directory with the files to build from, or - for a Dockerfile on standard input")->required()->type_name("");
+    c.add_option("PATH", f.path,
+                 "Directory with the files to build from, a git repository, the URL of an archive or a Dockerfile, or - for either on standard input")
+        ->required()
+        ->type_name("");
     c.add_option("-f,--file", f.file, "Dockerfile (default: PATH/Dockerfile)")->type_name("FILE");
     const auto list = [&](const std::string& name, std::vector<std::string>& target, const std::string& help, const std::string& type) {
         c.add_option(name, target, help)->type_name(type)->take_all()->allow_extra_args(false);
@@ -339,6 +376,9 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--network", f.network, "Network of RUN steps: default, none, host")->type_name("MODE");
     list("--add-host", f.add_hosts, "Line for /etc/hosts of RUN steps", "NAME:ADDRESS");
     list("--secret", f.secrets, "Secret for RUN --mount=type=secret", "id=ID[,src=FILE|,env=VAR]");
+    list("--build-context", f.build_contexts, "Another context, for FROM, COPY --from and mounts",
+         "NAME=DIR|URL|docker-image://REF|oci-layout://DIR");
+    list("--ssh", f.ssh, "ssh agent for RUN --mount=type=ssh and git over ssh", "default|ID[=SOCKET]");
     c.add_option("--shm-size", f.shm_size, "Size of /dev/shm (64m)")->type_name("SIZE");
     list("--ulimit", f.ulimits, "Limit for RUN steps", "NAME=SOFT[:HARD]");
     c.add_option("--cgroup-parent", f.cgroup_parent, "Parent cgroup of RUN steps")->type_name("CGROUP");
@@ -352,7 +392,7 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--metadata-file", f.metadata_file, "Write what was built as JSON")->type_name("FILE");
     c.add_option("--iidfile", f.iidfile, "Write the image id")->type_name("FILE");
     c.add_flag("-q,--quiet", f.quiet, "Print the image id only");
-    for (const auto* name : {"--ssh", "--build-context", "--cache-from", "--cache-to", "--attest"})
+    for (const auto* name : {"--cache-from", "--cache-to", "--attest"})
         c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
     // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
     for (const auto& [flag, value] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})

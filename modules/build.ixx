@@ -64,7 +64,12 @@ struct secret_source {
 
 /// One build, in docker buildx's terms.
 struct build_request {
-    std::filesystem::path context;               ///< a directory, read in place
+    std::filesystem::path context;  ///< a directory, read in place
+    /// Instead of `context`: a git repository ("https://host/x.git#ref:subdir", "git@host:x.git"), or the URL of an archive or
+    /// of a Dockerfile. `dockerfile` is then a path inside it.
+    std::string remote_context;
+    /// Instead of `context`: read to its end, an archive (tar, plain or compressed) or a Dockerfile. Stays the caller's.
+    int context_stream = -1;
     std::filesystem::path dockerfile;            ///< empty: Dockerfile in the context; relative: to the working directory
     std::optional<std::string> dockerfile_text;  ///< the Dockerfile itself, instead of a file
     std::string target;
@@ -82,7 +87,10 @@ struct build_request {
     std::string cgroup_parent;
     std::vector<secret_source> secrets;
     std::vector<std::string> allow;  ///< entitlements of this build: network.host, security.insecure
-    std::vector<output> outputs;     ///< empty: the image is built and kept, nothing is exported
+    /// --build-context: by name a directory, a git repository, a URL, "docker-image://REF" or "oci-layout://DIRECTORY[:TAG]".
+    std::map<std::string, std::string> build_contexts;
+    std::map<std::string, std::filesystem::path> ssh_agents;  ///< sockets by id, for RUN --mount=type=ssh and git over ssh
+    std::vector<output> outputs;                              ///< empty: the image is built and kept, nothing is exported
     std::optional<std::int64_t> source_date_epoch;
     bool push = false;  ///< push every tag after the image was stored
     std::string name;   ///< shown in progress, for example the context as the user typed it

@@ -2,8 +2,7 @@
 ///
 /// Follows BuildKit's dockerfile.v0 (docs: Dockerfile reference): parse, expand, only the stages the target needs, base
 /// images resolved in parallel through the gateway. `# syntax=docker/dockerfile:1...` is this frontend; another image's
-/// is refused by name, as is everything not built yet: ADD from http or git, contexts with names, platforms of
-/// which the base has none, RUN --security=insecure, RUN --device.
+/// is refused by name, as is everything not built yet: RUN --security=insecure, RUN --device.
 ///
 /// The types of its request and result stand in modules/frontend/types.ixx.
 /// Errors: errc::invalid or errc::unsupported with the source location (Dockerfile's name and line); the gateway's own
@@ -11,6 +10,7 @@
 module;
 #include <map>
 #include <string>
+#include <string_view>
 #include <vector>
 
 export module cobuild.frontend;
@@ -26,6 +26,14 @@ export namespace cobuild::frontend {
 
 /// Converts; see the head of this file.
 async::task<result> convert(request r, gateway::frontend_gateway& engine);
+
+/// The ops that a remote context of the request is made of, each the only input of the next; the last one is the context.
+/// For who wants a file of it (its Dockerfile) before the conversion.
+std::vector<llb::op> context_ops(const request& r);
+
+/// What a context named on a command line is, as a remote context of a request: a git repository, or a file behind a URL that
+/// is to be unpacked ("context"). False for a path.
+bool set_remote_context(request& r, std::string_view text, bool keep_git_dir);
 
 /// Reads the Dockerfile (context "dockerfile", name as the request says; "dockerfile" stands in for "Dockerfile") and the
 /// ignore file that counts: "<name>.dockerignore" beside it, else ".dockerignore" of context "context". What the request

@@ -11,6 +11,10 @@
 ///     count runs N            RUN steps that the last build really ran
 ///     cmp A B                 the files are equal (with `update`, B is rewritten if it is a file of the scenario)
 ///     registry NAME           a registry on loopback (docker-registry) stands in as mirror of NAME; $REGISTRY is its address
+///     http DIR                busybox' file server on loopback shows DIR; $HTTP is "http://ADDRESS"
+///     git NAME DIR [TAG]      DIR's files become the next commit of a repository, which that server shows as $GIT/NAME.git;
+///                             $COMMIT is its id
+///     stdin FILE              what the next program reads on its standard input
 ///     base NAME               a busybox image under that name in the registry
 ///     image NAME path PATH [mode M] [owner U:G] [content TEXT] [link T] [type file|dir|link]    (`! image ... path`: absent)
 ///     image NAME config REGEX the image's config, one line of JSON, matches

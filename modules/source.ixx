@@ -1,4 +1,5 @@
-/// cobuild.source: where root file systems come from: images of a registry or built here, as chains of layers.
+/// cobuild.source: where root file systems come from: images of a registry or built here, git repositories, files behind
+/// URLs, as chains of layers. Git and http stand in their own partitions; this page is about images.
 ///
 /// resolve() finds out what a reference means: an image built here, else the registry's answer to one HEAD a build;
 /// manifests and configs come from the content store where it has them. pull() brings the layers: each is fetched, hashed,
@@ -8,9 +9,10 @@
 /// Every digest and size is verified before anything is kept; a layer that is not what its digest says is not stored, and
 /// the error names blob, host and both digests. Progress: a line per layer, in bytes.
 ///
-/// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), git and http (not built yet).
+/// Thread safety: calls on the engine's io thread. Not its job: which registry host (registry), a client's directories (ops).
 module;
 #include <cstdint>
+#include <filesystem>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,6 +29,8 @@ import cobuild.snapshot;
 import cobuild.oci;
 import cobuild.registry;
 import cobuild.progress;
+export import :http;
+export import :git;
 
 export namespace cobuild::source {
 
@@ -74,5 +78,15 @@ private:
     struct state;
     std::shared_ptr<state> state_;
 };
+
+/// What was taken over from an OCI layout directory; `top` is now a digest that images::resolve() finds here.
+struct imported_layout {
+    oci::descriptor top;
+    state::pin keep;
+};
+/// Copies one image of a layout, for one platform, into the content store, every digest verified. It is named by digest, or
+/// by tag ("latest" also means the only image of a layout without names). Errors name the directory.
+async::task<imported_layout> import_layout(async::blocking_pool& pool, content::store& content, std::filesystem::path directory, std::string tag,
+                                           std::optional<digest> wanted, oci::platform platform);
 
 }  // namespace cobuild::source

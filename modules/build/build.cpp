@@ -31,6 +31,9 @@ import :parts;
 
 namespace cobuild::build {
 
+/// inputs.cpp
+async::task<build_inputs> open_inputs(parts& p, build_request r, std::shared_ptr<progress::sink> sink);
+
 namespace {
 
 namespace stdfs = std::filesystem;
@@ -62,51 +65,6 @@ private:
     std::map<digest, bool> cached_;
     std::optional<digest> failed_;
 };
-
-std::optional<std::string> read_small(const stdfs::path& file) {
-    const unique_fd fd{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (!fd) {
-        if (errno == ENOENT || errno == ENOTDIR) return std::nullopt;
-        throw_errno(cat("reading ", file.string()));
-    }
-    return fs::read_all(fd.get(), std::size_t{16} << 20);
-}
-
-struct definition_files {
-    std::string text, name;
-    std::optional<std::string> ignore;
-};
-
-/// The Dockerfile and the ignore file that counts: the one named after the Dockerfile first, then the context's.
-definition_files read_definition(const build_request& r) {
-    definition_files out;
-    out.name = "Dockerfile";
-    std::optional<stdfs::path> file;
-    if (r.dockerfile_text) {
-        out.text = *r.dockerfile_text;
-    } else {
-        file = r.dockerfile.empty() ? r.context / "Dockerfile" : r.dockerfile;
-        auto text = read_small(*file);
-        if (!text && r.dockerfile.empty()) {
-            file = r.context / "dockerfile";
-            text = read_small(*file);
-        }
-        if (!text)
-            throw error{errc::not_found, r.dockerfile.empty()
-                                             ? cat("there is no Dockerfile in ", r.context.string(), "; write one or name one with --file")
-                                             : cat("the Dockerfile ", r.dockerfile.string(), " does not exist")};
-        out.text = std::move(*text);
-        out.name = file->filename().string();
-        out.ignore = read_small(stdfs::path(file->string() + ".dockerignore"));
-    }
-    if (!out.ignore && !r.context.empty()) {
-        // Read as from inside the context: a link there is followed, but never out of it.
-        const fs::root root(r.context.string());
-        const auto info = root.stat(".dockerignore", fs::links::follow);
-        if (info && info->is_file()) out.ignore = root.read_file(".dockerignore", std::size_t{16} << 20);
-    }
-    return out;
-}
 
 std::vector<llb::host_ip> parse_hosts(const std::vector<std::string>& items) {
     std::vector<llb::host_ip> out;
@@ -141,24 +99,14 @@ std::vector<llb::ulimit> parse_ulimits(const std::vector<std::string>& items) {
     return out;
 }
 
-frontend::request make_frontend_request(const build_request& r, definition_files files) {
-    frontend::request out;
-    out.dockerfile = std::move(files.text);
-    out.dockerfile_name = std::move(files.name);
-    out.ignore_file = std::move(files.ignore);
+frontend::request complete(frontend::request out, const build_request& r) {
     out.build_args = r.build_args;
     if (r.source_date_epoch) out.build_args["SOURCE_DATE_EPOCH"] = cat(*r.source_date_epoch);
     out.target = r.target;
     out.labels = r.labels;
     const auto host = oci::host_platform();
     out.build_platform = host;
-    if (!r.platform.empty()) {
-        const auto wanted = oci::normalize(oci::parse_platform(r.platform));
-        if (!oci::match_rank(host, wanted))
-            throw error{errc::unsupported,
-                        cat("--platform ", r.platform, ": only this machine's platform (", oci::format(host), ") is supported yet")};
-        out.target_platform = wanted;
-    }
+    if (!r.platform.empty()) out.target_platform = oci::normalize(oci::parse_platform(r.platform));
     out.no_cache = r.no_cache;
     for (const auto& s : r.no_cache_stages) out.no_cache_stages.push_back(to_lower(s));
     if (r.network == "host")
@@ -182,39 +130,6 @@ std::vector<std::string> normalized_names(const std::vector<std::string>& names)
         out.push_back(ref.with_default_tag().str());
     }
     return out;
-}
-
-/// Shows one part of the build that is no vertex of the graph, and passes its failure on.
-template<class T>
-async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, std::string name,
-                     std::function<async::task<T>(progress::writer)> work) {
-    progress::writer w(std::move(sink), {.id = progress::internal_id(scope, name), .name = name});
-    w.started();
-    std::exception_ptr failed;
-    std::optional<T> out;
-    try {
-        out.emplace(co_await work(w));
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    if (failed) {
-        w.failed(describe(failed));
-        std::rethrow_exception(failed);
-    }
-    w.completed();
-    co_return std::move(*out);
-}
-
-std::shared_ptr<session::session> make_session(parts& p, const build_request& r) {
-    session::local_options o;
-    if (!r.context.empty())
-        o.directories["context"] = r.context;
-    else {
-        (void)p.directory->subdir("empty");
-        o.directories["context"] = p.directory->root() + "/empty";
-    }
-    for (const auto& s : r.secrets) o.secrets[s.id] = {s.file, s.environment};
-    return session::make_local(p.runtime.pool(), std::move(o));
 }
 
 /// Everything the exporters of one build share; the image is written when the first of them needs it.
@@ -365,29 +280,17 @@ void show_warnings(const std::vector<frontend::warning>& warnings, const progres
     }
 }
 
-std::string load_name(const build_request& r) {
-    return cat("[internal] load build definition from ", r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.filename().string());
-}
-
-async::task<frontend::request> load_request(parts& p, const build_request& r, std::shared_ptr<progress::sink> sink) {
-    auto files = co_await shown<definition_files>(sink, "load", load_name(r), [&](progress::writer) -> async::task<definition_files> {
-        co_return co_await p.runtime.pool().run([&] { return read_definition(r); });
-    });
-    co_return make_frontend_request(r, std::move(files));
-}
-
 source::freshness freshness_of(const build_request& r) {
     return r.pull == pull_mode::always  ? source::freshness::always
            : r.pull == pull_mode::never ? source::freshness::never
                                         : source::freshness::missing;
 }
 
-async::task<frontend::result> convert(parts& p, const build_request& r, std::shared_ptr<session::session> session,
-                                      std::shared_ptr<progress::sink> sink) {
-    auto request = co_await load_request(p, r, sink);
-    build_gateway gateway(p, session, sink, freshness_of(r));
-    auto out = co_await frontend::convert(std::move(request), gateway);
-    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", load_name(r)), .name = ""}));
+async::task<frontend::result> convert(parts& p, const build_request& r, build_inputs& in, std::shared_ptr<progress::sink> sink) {
+    const auto name = cat("[internal] load build definition from ", in.request.dockerfile_name);
+    build_gateway gateway(p, in.scope, sink, freshness_of(r));
+    auto out = co_await frontend::convert(complete(std::move(in.request), r), gateway);
+    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
     co_return out;
 }
 
@@ -427,12 +330,11 @@ void check_entitlements(const build_request& r, const llb::definition& graph, co
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
     auto names = normalized_names(r.tags);
     auto counting = std::make_shared<counting_sink>(std::move(sink));
-    const auto session = make_session(p, r);
-    const auto converted = co_await convert(p, r, session, counting);
+    auto inputs = co_await open_inputs(p, r, counting);
+    const auto converted = co_await convert(p, r, inputs, counting);
     const auto loaded = llb::load(converted.graph);
     check_entitlements(r, converted.graph, loaded);
-    auto graph =
-        ops::make_graph(loaded, *p.environment, {.session = session, .id = p.directory->fresh_name(), .always_pull = r.pull == pull_mode::always});
+    auto graph = ops::make_graph(loaded, *p.environment, inputs.scope);
 
     exporter::input in;
     in.config = converted.image_config;
@@ -467,13 +369,13 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
 }
 
 async::task<answer> run_ask(parts& p, build_request r, question what, std::shared_ptr<progress::sink> sink) {
-    const auto session = make_session(p, r);
+    auto inputs = co_await open_inputs(p, r, sink);
     if (what == question::graph) {
-        const auto converted = co_await convert(p, r, session, sink);
+        const auto converted = co_await convert(p, r, inputs, sink);
         co_return answer{.text = llb::to_dot(converted.graph), .json = llb::to_json(converted.graph)};
     }
-    auto request = co_await load_request(p, r, sink);
-    build_gateway gateway(p, session, sink, freshness_of(r));
+    auto request = complete(std::move(inputs.request), r);
+    build_gateway gateway(p, inputs.scope, sink, freshness_of(r));
     auto found = what == question::check     ? co_await frontend::check(std::move(request), gateway)
                  : what == question::outline ? co_await frontend::show_outline(std::move(request), gateway)
                                              : frontend::show_targets(request);

@@ -117,6 +117,8 @@ async::task<void> parts::open(std::string root) {
     r.limits.transfers = static_cast<std::size_t>(settings.system.max_registry_concurrency);
     registry = std::make_unique<registry::client>(std::move(r));
     images = std::make_unique<source::images>(pool, *content, *snapshots, *registry);
+    http = std::make_unique<source::http_files>(*directory, *snapshots);
+    git = std::make_unique<source::git_repositories>(*directory, *snapshots, *programs);
     auto storage = co_await pool.run([this] { return cache::make_storage(directory->open_database("cache.db").database); });
     cache = co_await cache::index::open(pool, std::move(storage));
     solver = std::make_unique<solver::solver>(runtime.get_executor(), cache, ops::make_result_store(*snapshots),
@@ -138,6 +140,9 @@ async::task<void> parts::open(std::string root) {
             },
         // A local user is root already and needs no entitlement of a daemon's configuration.
         .host_network_allowed = true,
+        .http = http.get(),
+        .git = git.get(),
+        .content = content.get(),
     });
     (void)allowed;
 }
@@ -202,6 +207,8 @@ async::task<void> parts::close() {
     environment.reset();
     solver.reset();
     images.reset();
+    http.reset();
+    git.reset();
     registry.reset();
     cache.reset();
     runner.reset();
@@ -218,15 +225,28 @@ async::task<void> parts::close() {
 
 // ---------------------------------------------------------------- gateway
 
+/// An image of a layout directory is taken over into the content store, which then has what its digest names.
+async::task<source::resolved_image> build_gateway::resolve(gateway::resolve_request& request, progress::writer shown) {
+    static constexpr std::string_view scheme = "oci-layout://";
+    const auto platform = oci::normalize(request.platform);
+    if (!request.reference.starts_with(scheme))
+        co_return co_await parts_.images->resolve(oci::reference::parse(request.reference), platform, how_, shown);
+    const auto name = oci::reference::parse(cat("oci-layout.invalid/", request.reference.substr(scheme.size())));
+    const auto directory = layouts_.find(name.path());
+    if (directory == layouts_.end()) throw error{errc::not_found, cat("there is no OCI layout named ", name.path())};
+    const auto tag = name.tag().empty() ? "latest" : name.tag();
+    const auto taken = co_await source::import_layout(parts_.runtime.pool(), *parts_.content, directory->second, tag, name.digest(), platform);
+    request.reference = name.name();
+    co_return co_await parts_.images->resolve(name.name_only().with_digest(taken.top.digest), platform, source::freshness::never, shown);
+}
+
 async::task<gateway::image_config> build_gateway::resolve_image_config(gateway::resolve_request request) {
     progress::writer shown(sink_, {.id = progress::internal_id("metadata", request.reference), .name = request.log_name});
     shown.started();
     std::exception_ptr failed;
     gateway::image_config out;
     try {
-        const auto& p = request.platform;
-        const auto image = co_await parts_.images->resolve(
-            oci::reference::parse(request.reference), oci::normalize({p.os, p.architecture, p.variant, p.os_version, p.os_features}), how_, shown);
+        const auto image = co_await resolve(request, shown);
         out.reference = request.reference;
         out.manifest = image.target.digest;
         out.config = image.config;

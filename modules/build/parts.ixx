@@ -1,12 +1,18 @@
 /// Internal to cobuild.build: the engine's parts, and what its bodies share.
 module;
 #include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
+
+#include <boost/asio/awaitable.hpp>
 
 module cobuild.build:parts;
 
@@ -18,6 +24,7 @@ import cobuild.config;
 import cobuild.content;
 import cobuild.executor;
 import cobuild.exporter;
+import cobuild.frontend;
 import cobuild.gateway;
 import cobuild.oci;
 import cobuild.ops;
@@ -56,6 +63,8 @@ struct parts {
     std::unique_ptr<process::spawner> programs;
     std::unique_ptr<registry::client> registry;
     std::unique_ptr<source::images> images;
+    std::unique_ptr<source::http_files> http;
+    std::unique_ptr<source::git_repositories> git;
     std::shared_ptr<cache::index> cache;
     std::unique_ptr<solver::solver> solver;
     std::unique_ptr<ledger_of_kind> cni_ledger, cgroup_ledger;
@@ -77,16 +86,46 @@ registry::host_resolver resolver_of(const config::configuration& settings);
 /// What the frontend asks of the engine during one build.
 class build_gateway final : public gateway::frontend_gateway {
 public:
-    build_gateway(parts& p, std::shared_ptr<session::session> s, std::shared_ptr<progress::sink> sink, source::freshness how)
-        : parts_(p), session_(std::move(s)), sink_(std::move(sink)), how_(how) {}
+    build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how)
+        : parts_(p), session_(scope.session), layouts_(scope.layouts), sink_(std::move(sink)), how_(how) {}
     async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
     async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
 
 private:
+    async::task<source::resolved_image> resolve(gateway::resolve_request& request, progress::writer shown);
     parts& parts_;
     std::shared_ptr<session::session> session_;
+    std::map<std::string, std::filesystem::path> layouts_;
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
+};
+
+/// Shows one part of the build that is no vertex of the graph, and passes its failure on.
+template<class T>
+async::task<T> shown(std::shared_ptr<progress::sink> sink, std::string scope, std::string name,
+                     std::function<async::task<T>(progress::writer)> work) {
+    progress::writer w(std::move(sink), {.id = progress::internal_id(scope, name), .name = name});
+    w.started();
+    std::exception_ptr failed;
+    std::optional<T> out;
+    try {
+        out.emplace(co_await work(w));
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (failed) {
+        w.failed(describe(failed));
+        std::rethrow_exception(failed);
+    }
+    w.completed();
+    co_return std::move(*out);
+}
+
+/// Where the context and the named contexts of a build are, as frontend, session and ops want to know it.
+struct build_inputs {
+    frontend::request request;  ///< contexts and Dockerfile only; an ignore file where there is one
+    ops::build_scope scope;
+    std::shared_ptr<void> keep;  ///< an archive that was received
 };
 
 /// The keys of `containerimage.descriptor` and the like that an exported image adds to the response.

@@ -44,20 +44,6 @@ oci::image converter::empty_image() const {
     return image;
 }
 
-/// What FROM, COPY --from or a mount call `name` stands for where a named context of that name was given.
-std::string converter::context_image(const std::string& name, df::line_range lines) const {
-    const auto familiar = oci::reference::parse(name).familiar();
-    const auto plain = familiar.ends_with(":latest") ? familiar.substr(0, familiar.size() - 7) : familiar;
-    for (const auto& key : {cat(plain, "::", oci::format(oci::normalize(target_platform_))), plain}) {
-        const auto found = req_.named_contexts.find(key);
-        if (found == req_.named_contexts.end()) continue;
-        static constexpr std::string_view image = "docker-image://";
-        if (found->second.starts_with(image)) return found->second.substr(image.size());
-        fail(errc::unsupported, cat("the named context ", key, "=", found->second, " is not supported yet: only docker-image:// is"), lines);
-    }
-    return name;
-}
-
 async::task<void> converter::resolve_bases(const std::set<const stage_state*>& needed) {
     struct wanted {
         stage_state* stage;
@@ -70,14 +56,23 @@ async::task<void> converter::resolve_bases(const std::set<const stage_state*>& n
     for (const auto& s : states_) {
         if (s->base != nullptr || s->resolved || !needed.contains(s.get())) continue;
         s->resolved = true;
-        if (s->base_name == "scratch") {
+        if (s->context.empty() && s->base_name != "scratch")
+            if (const auto* named = named_context(s->base_name)) s->context = *named;
+        static constexpr std::string_view image_scheme = "docker-image://", layout_scheme = "oci-layout://";
+        const bool image = s->context.starts_with(image_scheme), layout = s->context.starts_with(layout_scheme);
+        if (!s->context.empty() && !image && !layout) {
+            co_await apply_context(*s);
+            continue;
+        }
+        if (s->context.empty() && s->base_name == "scratch") {
             s->image = empty_image();
             s->platform = target_platform_;
             continue;
         }
         std::string reference;
         try {
-            reference = oci::reference::parse(context_image(s->base_name, s->lines)).with_default_tag().str();
+            reference =
+                layout ? s->context : oci::reference::parse(image ? s->context.substr(image_scheme.size()) : s->base_name).with_default_tag().str();
         } catch (const error& e) {
             if (e.where()) throw;
             fail(e.kind(), cat("failed to parse stage name ", quoted(s->base_name), ": ", e.what()), s->lines);
@@ -143,8 +138,13 @@ void converter::apply_base(stage_state& s, const gateway::image_config& found, c
     if (has_no_layers(s.image)) {
         s.root.reset();
     } else {
-        llb::source_op source{cat("docker-image://", s.base_name), {}};
-        if (const auto mode = mode_name(req_.resolve); !mode.empty()) source.attrs["image.resolvemode"] = mode;
+        const bool layout = s.context.starts_with("oci-layout://");
+        llb::source_op source{layout ? cat("oci-layout://", reference.path(), "@", reference.digest()->str()) : cat("docker-image://", s.base_name),
+                              {}};
+        if (layout)
+            source.attrs["oci.store"] = reference.path();
+        else if (const auto mode = mode_name(req_.resolve); !mode.empty())
+            source.attrs["image.resolvemode"] = mode;
         auto meta = metadata(s, step_name(s, cat("FROM ", s.base_name), &*s.platform));
         meta.ignore_cache = false;
         if (s.stage != nullptr) meta.description["com.docker.dockerfile.v1.command"] = s.stage->from.source;

@@ -37,7 +37,8 @@ bool only_for_built_stages(std::string_view rule) {
 }  // namespace
 
 /// The build context as one vertex: the paths that are needed (all when one of them is the root), and what is ignored.
-llb::source_op converter::context_source() const {
+std::vector<llb::op> converter::context_source() const {
+    if (req_.remote_context) return context_ops(req_);
     llb::source_op source{cat("local://", req_.context_name), {}};
     source.attrs["local.sharedkeyhint"] = req_.shared_key_hint.empty() ? req_.context_name : req_.shared_key_hint;
     if (!ignore_rules_.empty()) source.attrs["local.excludepatterns"] = json::serialize(json::value(ignore_rules_));
@@ -47,7 +48,7 @@ llb::source_op converter::context_source() const {
         std::sort(paths.begin(), paths.end());
         source.attrs["local.followpaths"] = json::serialize(json::value(paths));
     }
-    return source;
+    return {{.inputs = {}, .what = std::move(source), .platform = {}}};
 }
 
 result converter::finish(stage_state& target) {

@@ -37,13 +37,20 @@ ref draft::add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta,
     return {found->second, 0};
 }
 
-llb::definition draft::finish(root_ref result, llb::source_op context, llb::source_info source) const {
+llb::definition draft::finish(root_ref result, std::vector<llb::op> context, llb::source_info source) const {
     llb::graph g;
     g.set_source(std::move(source));
     std::vector<digest> ids;
     for (const node& n : nodes_) {
         llb::op o = n.what;
-        if (ids.empty()) o.what = std::move(context);
+        if (ids.empty()) {
+            for (std::size_t i = 0; i + 1 < context.size(); ++i) {
+                const auto made = g.add(context[i], n.meta);
+                context[i + 1].inputs = {{made.vertex, made.index}};
+            }
+            ids.push_back(g.add(context.back(), n.meta).vertex);
+            continue;
+        }
         o.inputs.clear();
         for (const ref& in : n.inputs) o.inputs.push_back({ids[in.node], in.output});
         ids.push_back(g.add(o, n.meta, n.where.empty() ? std::vector<llb::range>{} : n.where.front()).vertex);

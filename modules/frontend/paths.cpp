@@ -79,19 +79,4 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string_vi
     return found.empty() || found == word ? std::string() : cat(" (did you mean ", found, "?)");
 }
 
-bool is_git_source(std::string_view source) {
-    if (source.starts_with("git://") || source.starts_with("ssh://")) return true;
-    // user@host:path, as ssh writes it. ("github.com/x/y" is a path like any other.)
-    const auto at = source.find('@');
-    const auto colon = source.find(':');
-    if (at != 0 && at != std::string_view::npos && colon != std::string_view::npos && at < colon &&
-        source.substr(0, colon).find('/') == std::string_view::npos)
-        return true;
-    if (!source.starts_with("http://") && !source.starts_with("https://")) return false;
-    const auto path = source.substr(0, source.find_first_of("?#"));
-    return path.ends_with(".git");
-}
-
-bool is_http_source(std::string_view source) { return (source.starts_with("http://") || source.starts_with("https://")) && !is_git_source(source); }
-
 }  // namespace cobuild::frontend

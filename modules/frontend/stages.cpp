@@ -41,6 +41,16 @@ void converter::make_stages() {
         s->index = states_.size();
         s->name = !st.name.empty() ? st.name : cat("stage-", states_.size());
         s->lines = st.from.lines;
+        if (const auto* named = st.name.empty() ? nullptr : named_context(st.name)) {
+            // The stage's own lines are not even looked at.
+            s->context = *named;
+            s->base_name = st.name;
+            s->triggers_known = true;
+            s->command_total = 1;
+            by_name_[st.name] = s.get();
+            states_.push_back(std::move(s));
+            continue;
+        }
         try {
             s->base_name = expand_base(st, *s);
             s->platform = expand_platform(st, *s);
@@ -53,11 +63,7 @@ void converter::make_stages() {
             std::count_if(st.instructions.begin(), st.instructions.end(), [](const auto& in) { return makes_step(in.body); }));
         s->ignore_cache = req_.no_cache || std::any_of(req_.no_cache_stages.begin(), req_.no_cache_stages.end(),
                                                        [&](const auto& name) { return !st.name.empty() && to_lower(name) == st.name; });
-        if (!st.name.empty()) {
-            if (req_.named_contexts.contains(st.name))
-                fail(errc::unsupported, cat("the named context ", st.name, " in place of a stage is not supported yet"), s->lines);
-            by_name_[st.name] = s.get();
-        }
+        if (!st.name.empty()) by_name_[st.name] = s.get();
         states_.push_back(std::move(s));
     }
     throw_noted();
@@ -120,6 +126,7 @@ stage_state* converter::find_target() {
 void converter::connect_stages() {
     for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
         auto& s = *states_[i];
+        if (!s.context.empty()) continue;
         for (const auto& in : parsed_.stages[i].instructions) {
             try {
                 s.commands.push_back(make_command(s, in, false));

@@ -33,6 +33,15 @@ void set_mode(llb::copy_action& a, std::string_view chmod) {
     }
 }
 
+/// What looks like git is git, though it be malformed: that is said when it is read.
+bool is_git(const std::string& source) {
+    try {
+        return remote::parse_git(source).has_value();
+    } catch (const error&) {
+        return true;
+    }
+}
+
 bool leaves_context(std::string_view source) {
     const auto clean = fs::clean_path(source);
     return clean == ".." || clean.starts_with("../");
@@ -56,17 +65,16 @@ void converter::check_sources(const stage_state& s, const command& c, const df::
     const bool from_context = is_add || copy->from.empty();
     if (const auto* add = std::get_if<df::add_instruction>(&c.what.body); add != nullptr && !add->checksum.empty()) {
         if (t.sources.size() != 1) fail(errc::invalid, "checksum can't be specified for multiple sources", lines);
-        if (!is_http_source(t.sources.front()) && !is_git_source(t.sources.front()))
-            fail(errc::invalid, "checksum requires HTTP(S) or Git sources", lines);
+        if (!remote::is_http(t.sources.front()) && !is_git(t.sources.front())) fail(errc::invalid, "checksum requires HTTP(S) or Git sources", lines);
     }
     for (const auto& source : t.sources) {
-        const bool git = is_git_source(source);
-        if (git || is_http_source(source)) {
+        const bool git = is_git(source);
+        if (git || remote::is_http(source)) {
             if (!is_add)
                 fail(errc::invalid,
                      cat("source ", quoted(source), git ? " can't be a git ref for COPY; ADD takes it" : " can't be a URL for COPY; ADD takes it"),
                      lines);
-            fail(errc::unsupported, cat("ADD of ", git ? "the git repository " : "the URL ", source, " is not supported yet"), lines);
+            continue;
         }
         if (from_context && leaves_context(source)) {
             fail(errc::invalid,
@@ -151,12 +159,14 @@ void converter::transfer(stage_state& s, command& c) {
     const bool parents = copy != nullptr && copy->parents;
     const auto dest = path_in(s.dir, t.destination);
 
-    struct part {
-        llb::copy_action what;
-        root_ref from;
-    };
+    const auto text = display(s, in);
+    const auto name = step_name(s, text, &*s.platform);
     std::vector<part> parts;
     for (const auto& path : t.sources) {
+        if (add != nullptr && (is_git(path) || remote::is_http(path))) {
+            parts.push_back(remote_part(s, c, path, name));
+            continue;
+        }
         if (from_context) {
             warn_ignored(in, path, add != nullptr);
             context_paths_.insert(wanted_path(path, parents));
@@ -186,8 +196,6 @@ void converter::transfer(stage_state& s, command& c) {
     for (std::size_t i = 1; i < f.actions.size(); ++i) f.actions[i].input = static_cast<std::int64_t>(inputs.refs.size() + i) - 1;
     f.actions.back().output = 0;
 
-    const auto text = display(s, in);
-    const auto name = step_name(s, text, &*s.platform);
     const std::vector<llb::range> where{{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}};
     auto meta = metadata(s, name);
     if (link) meta.progress_group = llb::progress_group{.id = digest::of(name).hex().substr(0, 25), .name = name, .weak = true};

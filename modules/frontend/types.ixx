@@ -41,7 +41,12 @@ struct request {
     /// The local source the build context is: "local://<context_name>".
     std::string context_name = "context";
     std::string shared_key_hint;  ///< contextkey; empty: context_name
-    /// Named contexts by name (or name::platform). docker-image:// is served, any other that is needed is errc::unsupported.
+    /// The context when it is no directory of the client: a git repository, or a file to be unpacked.
+    std::optional<llb::source_op> remote_context;
+    /// `remote_context` is one file of this name, which is unpacked when it is an archive; empty: a tree.
+    std::string context_archive;
+    /// Named contexts by name (or name::platform): "docker-image://...", "oci-layout://STORE:TAG", "local:NAME" (a directory
+    /// of the client), a git repository or a URL (unpacked when it is an archive). Only those that are needed are looked at.
     std::map<std::string, std::string> named_contexts;
 };
 

@@ -45,6 +45,8 @@ fs::copy_verdict both(fs::copy_verdict a, fs::copy_verdict b);
 std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern);
 
 std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope);
+/// http://, https://, git:// and oci-layout://; null for any other.
+std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env);
 std::shared_ptr<solver::op> make_merge_op(const llb::op& what, environment& env);

@@ -1,7 +1,9 @@
 /// Partition of cobuild.ops: what ops work with. See ops.ixx.
 module;
 #include <cstdint>
+#include <filesystem>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -10,6 +12,7 @@ export module cobuild.ops:environment;
 import cobuild.base;
 import cobuild.async;
 import cobuild.state;
+import cobuild.content;
 import cobuild.snapshot;
 import cobuild.cache;
 import cobuild.solver;
@@ -47,13 +50,23 @@ struct environment {
     std::function<async::task<cni::provider*>(network_kind)> network;
     std::function<step_defaults()> steps;
     bool host_network_allowed = true;
+    source::http_files* http = nullptr;  ///< null: sources of this kind are refused
+    source::git_repositories* git = nullptr;
+    content::store* content = nullptr;
 };
+
+/// Source ops of one build by the digest of their bytes: what a branch or URL means is asked once, however many graphs the
+/// build has.
+using known_sources = std::map<digest, std::shared_ptr<solver::op>>;
 
 /// One client's build.
 struct build_scope {
     std::shared_ptr<session::session> session;
     std::string id;  ///< of this build: what is keyed by it means nothing later
     bool always_pull = false;
+    bool never_pull = false;
+    std::shared_ptr<known_sources> sources;                ///< null: nothing is shared
+    std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
 };
 
 }  // namespace cobuild::ops

@@ -1,4 +1,6 @@
 module;
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <map>
@@ -61,8 +63,8 @@ public:
         if (exec_.network == llb::net_mode::host && !env.host_network_allowed)
             throw error{errc::permission, "network.host is not allowed: add it to insecure-entitlements in the configuration"};
         for (const auto& m : exec_.mounts)
-            if (m.type == llb::mount_type::ssh && !(m.ssh && m.ssh->optional))
-                throw error{errc::unsupported, "RUN --mount=type=ssh is not supported yet"};
+            if (m.type == llb::mount_type::ssh && m.ssh && (m.ssh->uid != 0 || m.ssh->gid != 0 || (m.ssh->mode != 0600 && m.ssh->mode != 0)))
+                throw error{errc::unsupported, "RUN --mount=type=ssh with uid=, gid= or mode= is not supported yet"};
     }
 
     async::task<solver::cache_info> describe(solver::context) override {
@@ -108,6 +110,7 @@ private:
     async::task<void> add_mount(std::size_t index, std::vector<std::shared_ptr<chain_value>>& inputs, executor::step& step, prepared_mounts& held,
                                 cache_dirs& caches);
     async::task<void> add_secret(const llb::mount& m, executor::step& step);
+    async::task<void> add_agent(const llb::mount& m, executor::step& step, prepared_mounts& held);
     async::task<executor::step> make_step();
     async::task<executor::exit> run_in_network(executor::step step, executor::streams io);
 
@@ -160,12 +163,26 @@ async::task<void> exec_op::add_secret(const llb::mount& m, executor::step& step)
     step.mounts.push_back(std::move(out));
 }
 
+/// The client's own agent answers in the step: no key leaves it.
+async::task<void> exec_op::add_agent(const llb::mount& m, executor::step& step, prepared_mounts& held) {
+    const std::string id = m.ssh && !m.ssh->id.empty() ? m.ssh->id : "default";
+    const auto path = session_ ? co_await session_->ssh_agent(id) : std::nullopt;
+    if (!path) {
+        if (m.ssh && m.ssh->optional) co_return;
+        throw error{errc::not_found, cat("no SSH key ", quoted(id), " forwarded from the client; give it with --ssh ", id)};
+    }
+    unique_fd socket{::open(path->c_str(), O_PATH | O_CLOEXEC)};
+    if (!socket) throw_errno(cat("the ssh agent's socket ", *path));
+    held.fds.push_back(std::move(socket));
+    step.mounts.push_back({.what = executor::mount::kind::ssh, .target = m.dest, .source = held.fds.back().get()});
+}
+
 async::task<void> exec_op::add_mount(std::size_t index, std::vector<std::shared_ptr<chain_value>>& inputs, executor::step& step,
                                      prepared_mounts& held, cache_dirs& caches) {
     const auto& m = exec_.mounts[index];
     switch (m.type) {
         case llb::mount_type::secret: co_return co_await add_secret(m, step);
-        case llb::mount_type::ssh: co_return;
+        case llb::mount_type::ssh: co_return co_await add_agent(m, step, held);
         case llb::mount_type::tmpfs:
             step.mounts.push_back({.what = executor::mount::kind::tmpfs,
                                    .target = m.dest,

@@ -134,7 +134,9 @@ fs::copy_verdict local_value::verdict(std::string_view path, bool directory) con
     return both(excluded_by(excluded, path, directory), included_by(included, path, directory));
 }
 
-std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope) {
+namespace {
+
+std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& env, const build_scope& scope) {
     const auto& source = std::get<llb::source_op>(what.what);
     const std::string_view id = source.identifier;
     if (id.starts_with(image_scheme)) {
@@ -146,8 +148,18 @@ std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env
                                           scope.always_pull ? source::freshness::always : source::freshness::missing);
     }
     if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
+    if (auto op = make_remote_op(what, env, scope)) return op;
     const auto colon = id.find("://");
     throw error{errc::unsupported, cat("the source ", quoted(id), " is not supported yet (", id.substr(0, colon), ":// sources are not built)")};
+}
+
+}  // namespace
+
+std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope) {
+    if (!scope.sources) return make_new_source(what, env, scope);
+    auto& known = (*scope.sources)[digest::of(llb::marshal(what))];
+    if (!known) known = make_new_source(what, env, scope);
+    return known;
 }
 
 }  // namespace cobuild::ops

@@ -1,7 +1,4 @@
 module;
-#include <arpa/inet.h>
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -56,26 +53,6 @@ void spill(const stdfs::path& file, std::string_view text, bool append = false) 
     if (!out) throw wrong(cat("the file ", file.string(), " cannot be written"));
 }
 
-int free_port() {
-    const unique_fd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    sockaddr_in a{};
-    a.sin_family = AF_INET;
-    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    socklen_t size = sizeof a;
-    if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a) != 0 || ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&a), &size) != 0)
-        throw_errno("finding a free port");
-    return ntohs(a.sin_port);
-}
-
-bool listens(int port) {
-    const unique_fd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
-    sockaddr_in a{};
-    a.sin_family = AF_INET;
-    a.sin_port = htons(static_cast<std::uint16_t>(port));
-    a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    return ::connect(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a) == 0;
-}
-
 }  // namespace
 
 session::session(stdfs::path work, std::string program, std::vector<std::string> arguments, process::spawner& programs, async::blocking_pool& pool)
@@ -126,7 +103,14 @@ async::task<bool> session::execute(bool negated, std::vector<std::string> words)
         compare(words);
     else if (name == "registry")
         co_await start_registry(words.size() > 1 ? words[1] : "docker.io");
-    else if (name == "base")
+    else if (name == "http")
+        co_await start_http(words.size() > 1 ? words[1] : "www");
+    else if (name == "git")
+        co_await commit_files(words);
+    else if (name == "stdin") {
+        if (words.size() != 2) throw wrong("stdin FILE is expected");
+        input_ = slurp(path_of(words[1]));
+    } else if (name == "base")
         co_await make_base(words.size() > 1 ? words[1] : "busybox");
     else if (name == "image")
         co_await check_image(negated, std::move(words));
@@ -145,8 +129,8 @@ async::task<bool> session::execute(bool negated, std::vector<std::string> words)
             co_return false;
         }
     } else {
-        static constexpr std::string_view known[] = {"cobuild", "exec",  "stdout", "stderr", "exit", "count", "cmp", "registry",
-                                                     "base",    "image", "write",  "append", "rm",   "chmod", "env", "skip"};
+        static constexpr std::string_view known[] = {"cobuild", "exec", "stdout", "stderr", "exit",   "count", "cmp",   "registry", "http", "git",
+                                                     "stdin",   "base", "image",  "write",  "append", "rm",    "chmod", "env",      "skip"};
         const auto near = nearest(name, known);
         throw wrong(cat("unknown command ", quoted(name), near.empty() ? "" : cat(", did you mean ", near, "?")));
     }
@@ -163,7 +147,8 @@ async::task<command_result> session::capture(std::vector<std::string> args) {
             env.push_back(cat(key, "=", value));
     for (const auto& [key, value] : variables_) env.push_back(cat(key, "=", value));
     c.env = std::move(env);
-    auto done = co_await programs_.capture(std::move(c), {.max_output = std::size_t{8} << 20, .time_limit = std::chrono::minutes(5)});
+    auto done = co_await programs_.capture(
+        std::move(c), {.input = std::exchange(input_, {}), .max_output = std::size_t{8} << 20, .time_limit = std::chrono::minutes(5)});
     co_return command_result{done.status.code, std::move(done.out), std::move(done.err)};
 }
 
@@ -236,25 +221,6 @@ void session::compare(const std::vector<std::string>& words) {
         return;
     }
     throw wrong(cat(words[1], " and ", words[2], " differ:\n--- ", words[1], "\n", tail(a, 30), "--- ", words[2], "\n", tail(b, 30)));
-}
-
-async::task<void> session::start_registry(std::string name) {
-    if (!variables_.contains("REGISTRY")) {
-        const int port = free_port();
-        spill(path_of(".registry/config.yml"),
-              cat("version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage: {filesystem: {rootdirectory: ",
-                  path_of(".registry/data").string(), "}}\nhttp: {addr: \"127.0.0.1:", port, "\"}\n"));
-        process::command c{.args = {"docker-registry", "serve", path_of(".registry/config.yml").string()}};
-        c.setup.die_with_parent = true;
-        children_.push_back(co_await programs_.spawn(std::move(c)));
-        const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-        while (!listens(port)) {
-            if (std::chrono::steady_clock::now() > limit) throw wrong("the registry did not start within 20 s");
-            co_await async::sleep_for(std::chrono::milliseconds(10));
-        }
-        variables_["REGISTRY"] = cat("127.0.0.1:", port);
-    }
-    spill(path_of("buildkitd.toml"), cat("[registry.\"", name, "\"]\nmirrors = [\"", variables_["REGISTRY"], "\"]\n"), true);
 }
 
 async::task<void> session::make_base(std::string name) {

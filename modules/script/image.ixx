@@ -63,6 +63,9 @@ private:
     void count_runs(const std::vector<std::string>& words) const;
     void compare(const std::vector<std::string>& words);
     async::task<void> start_registry(std::string name);
+    async::task<void> serve(std::vector<std::string> args, int port);
+    async::task<void> start_http(std::string directory);
+    async::task<void> commit_files(std::vector<std::string> words);
     async::task<void> make_base(std::string name);
     async::task<void> check_image(bool negated, std::vector<std::string> words);
     void file_command(const std::vector<std::string>& words);
@@ -77,6 +80,7 @@ private:
     std::map<std::string, std::string> variables_;
     std::vector<process::child> children_;
     command_result last_;
+    std::string input_;  ///< of the next program
 };
 
 }  // namespace cobuild::script

@@ -68,6 +68,11 @@ public:
         co_return co_await once_.run(id, [this, id, file]() { return read_once(id, file); });
     }
 
+    async::task<std::optional<std::string>> ssh_agent(std::string id) override {
+        const auto at = options_.ssh_agents.find(id);
+        co_return at == options_.ssh_agents.end() ? std::nullopt : std::optional(at->second);
+    }
+
 private:
     async::task<std::string> read_once(std::string id, std::filesystem::path file) {
         if (const auto kept = kept_.find(id); kept != kept_.end()) co_return kept->second;
@@ -83,6 +88,8 @@ private:
 };
 
 }  // namespace
+
+async::task<std::optional<std::string>> session::ssh_agent(std::string) { co_return std::nullopt; }
 
 std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options) {
     return std::make_shared<local_session>(pool, std::move(options));

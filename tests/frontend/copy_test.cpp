@@ -127,11 +127,41 @@ BOOST_AUTO_TEST_CASE(add_of_local_files_unpacks) {
     BOOST_TEST(build("FROM busybox\nADD a.tar /\n").history().back() == "ADD a.tar / # buildkit");
 }
 
-BOOST_AUTO_TEST_CASE(remote_sources_are_refused_by_name) {
-    for (const auto* source : {"https://example.com/x.tar", "https://example.com/x.git", "git@example.com:x.git", "http://h/x"}) {
-        const auto e = failure(cat("FROM busybox\nADD ", source, " /\n"));
-        BOOST_TEST((e.kind() == errc::unsupported));
-        BOOST_TEST(says(e, source));
+// The attributes and copies that BuildKit's own frontend writes.
+BOOST_AUTO_TEST_CASE(add_of_what_has_to_be_fetched) {
+    const auto source = [](const outcome& o, std::string_view scheme) -> llb::source_op {
+        for (const auto& v : o.graph.vertices)
+            if (const auto* s = std::get_if<llb::source_op>(&v.what.what); s != nullptr && s->identifier.starts_with(scheme)) return *s;
+        BOOST_FAIL("no such source");
+        throw 0;
+    };
+    const auto copy = [](const outcome& o) {
+        for (const auto& v : o.graph.vertices)
+            if (const auto* f = std::get_if<llb::file_op>(&v.what.what)) return std::get<llb::copy_action>(f->actions.at(0).what);
+        throw 0;
+    };
+    const auto url = build("FROM scratch\nADD https://example.com/d/x.tar?a=b /to/\n");
+    BOOST_TEST(source(url, "https://").identifier == "https://example.com/d/x.tar?a=b");
+    BOOST_TEST(source(url, "https://").attrs.at("http.filename") == "x.tar");
+    BOOST_TEST(copy(url).src == "/x.tar");
+    BOOST_TEST(copy(url).dest == "/to/");
+    BOOST_TEST(!copy(url).attempt_unpack);
+    BOOST_TEST(copy(build("FROM scratch\nADD --unpack https://example.com/x.tar /\n")).attempt_unpack);
+    BOOST_TEST(source(build("FROM scratch\nADD https://example.com/ /\n"), "https://").attrs.at("http.filename") == "__unnamed__");
+    const auto sum = cat("sha256:", std::string(64, 'a'));
+    BOOST_TEST(source(build(cat("FROM scratch\nADD --checksum=", sum, " http://h/x /\n")), "http://").attrs.at("http.checksum") == sum);
+
+    const auto git = source(build("FROM scratch\nADD --keep-git-dir --checksum=0123abc https://u@h/x.git#v1:sub /to\n"), "git://");
+    BOOST_TEST(git.identifier == "git://h/x.git#v1:sub");
+    BOOST_TEST(git.attrs.at("git.fullurl") == "https://u@h/x.git");
+    BOOST_TEST(git.attrs.at("git.keepgitdir") == "true");
+    BOOST_TEST(git.attrs.at("git.checksum") == "0123abc");
+    BOOST_TEST(git.attrs.at("git.authtokensecret") == "GIT_AUTH_TOKEN");
+    BOOST_TEST(source(build("FROM scratch\nADD git@h:x.git /to\n"), "git://").attrs.at("git.mountsshsock") == "default");
+    for (const auto* bad : {"ADD --checksum=md5:1 http://h/x /", "ADD --checksum=sha256:xyz https://h/x.git /", "ADD https://h/x.git#-x /",
+                            "ADD --keep-git-dir=false https://h/x.git?keep-git-dir=1 /"}) {
+        const auto e = failure(cat("FROM scratch\n", bad, "\n"));
+        BOOST_TEST((e.kind() == errc::invalid), bad);
         BOOST_TEST(e.where()->line == 2U);
     }
     BOOST_TEST(build("FROM busybox\nADD github.com/x/y a@b /z/\n").context().attrs.at("local.followpaths") == R"(["a@b","github.com/x/y"])");

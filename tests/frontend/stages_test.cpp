@@ -201,13 +201,47 @@ BOOST_AUTO_TEST_CASE(syntax_directives) {
     BOOST_TEST(says(failure("FROM busybox\n", [](auto& r, auto&) { r.build_args["BUILDKIT_SYNTAX"] = "other"; }), "BUILDKIT_SYNTAX"));
 }
 
-BOOST_AUTO_TEST_CASE(named_contexts_are_images_or_refused_by_name) {
+BOOST_AUTO_TEST_CASE(named_contexts) {
     const auto o = build("FROM base\nRUN x\n", [](auto& r, auto&) { r.named_contexts["base"] = "docker-image://busybox"; });
     BOOST_TEST(o.asked.at(0) == "docker.io/library/busybox:latest linux/amd64");
-    const auto e = failure("FROM busybox\nCOPY --from=src a b\n", [](auto& r, auto&) { r.named_contexts["src"] = "local:src"; });
-    BOOST_TEST((e.kind() == errc::unsupported));
-    BOOST_TEST(says(e, "named context src=local:src"));
+    // A directory has its own ignore file, which hides what COPY would find.
+    const auto dir = build("FROM busybox\nCOPY --from=src a b\n", [](auto& r, auto& g) {
+        r.named_contexts["src"] = "local:src";
+        g.files["src/.dockerignore"] = "*.o\n";
+    });
+    const auto& local = std::get<llb::source_op>(dir.step("[context src] load from client").what.what);
+    BOOST_TEST(local.identifier == "local://src");
+    BOOST_TEST(local.attrs.at("local.excludepatterns") == R"(["*.o"])");
+
+    const auto git =
+        build("FROM busybox\nRUN --mount=from=src,target=/s x\n", [](auto& r, auto&) { r.named_contexts["src"] = "https://h/r.git#v1:d"; });
+    const auto& repository = std::get<llb::source_op>(git.step("[context src] load git source https://h/r.git#v1:d").what.what);
+    BOOST_TEST(repository.identifier == "git://h/r.git#v1:d");
+    BOOST_TEST(repository.attrs.at("git.fullurl") == "https://h/r.git");
+
+    const auto e = failure("FROM busybox\nCOPY --from=src a b\n", [](auto& r, auto&) { r.named_contexts["src"] = "input:src"; });
+    BOOST_TEST(says(e, "the named context src=input:src"));
     BOOST_TEST(e.where()->line == 2U);
+}
+
+// What stands in for a stage is all of it: its base is not asked for, its lines are not run.
+BOOST_AUTO_TEST_CASE(a_named_context_replaces_a_stage) {
+    const auto o = build("FROM nowhere AS made\nRUN never\nFROM scratch\nCOPY --from=made a b\n",
+                         [](auto& r, auto&) { r.named_contexts["made"] = "local:made"; });
+    BOOST_TEST(o.asked.empty());
+    for (const auto& name : o.steps()) BOOST_TEST(name.find("RUN") == std::string::npos);
+    const auto image =
+        build("FROM nowhere AS made\nRUN never\nFROM made\nRUN last\n", [](auto& r, auto&) { r.named_contexts["made"] = "docker-image://busybox"; });
+    BOOST_TEST(image.asked == strings{"docker.io/library/busybox:latest linux/amd64"}, boost::test_tools::per_element());
+}
+
+BOOST_AUTO_TEST_CASE(a_context_from_git_is_the_context) {
+    const auto o = build("FROM scratch\nCOPY a b\n", [](auto& r, auto&) { BOOST_TEST(frontend::set_remote_context(r, "git@h:x/y.git#v2", true)); });
+    BOOST_TEST(o.context().identifier == "git://h/x/y.git#v2");
+    BOOST_TEST(o.context().attrs.at("git.keepgitdir") == "true");
+    BOOST_TEST(o.context().attrs.at("git.mountsshsock") == "default");
+    frontend::request path;
+    BOOST_TEST(!frontend::set_remote_context(path, "./some/dir", false));
 }
 
 BOOST_AUTO_TEST_CASE(the_target_list) {

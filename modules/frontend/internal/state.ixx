@@ -24,6 +24,7 @@ import cobuild.llb;
 import cobuild.oci;
 import cobuild.dockerfile;
 import cobuild.gateway;
+import cobuild.remote;
 import :types;
 
 namespace cobuild::frontend {
@@ -48,7 +49,8 @@ public:
     [[nodiscard]] static ref context() { return {0, 0}; }
     /// `inputs` stand for o.inputs, which is made of them. Equal ops are one node.
     ref add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta, std::vector<llb::range> where = {});
-    [[nodiscard]] llb::definition finish(root_ref result, llb::source_op context, llb::source_info source) const;
+    /// `context` are the ops that the context is made of: each is the only input of the next.
+    [[nodiscard]] llb::definition finish(root_ref result, std::vector<llb::op> context, llb::source_info source) const;
 
 private:
     struct node {
@@ -113,6 +115,7 @@ struct stage_state {
     std::size_t index = 0;
     std::string name;       ///< what its vertices are called after; empty for the only stage
     std::string base_name;  ///< after expansion; a reference with digest once resolved
+    std::string context;    ///< the named context that stands in its place, if any
     df::line_range lines;
     stage_state* base = nullptr;
     std::vector<stage_state*> deps;
@@ -195,7 +198,11 @@ private:
     async::task<void> resolve_bases(const std::set<const stage_state*>& needed);
     async::task<void> ask(base_key key, const stage_state* for_whom, oci::platform platform);
     void apply_base(stage_state& s, const gateway::image_config& found, const oci::platform& platform);
-    [[nodiscard]] std::string context_image(const std::string& name, df::line_range lines) const;
+
+    // contexts.cpp
+    [[nodiscard]] const std::string* named_context(const std::string& name) const;
+    async::task<void> apply_context(stage_state& s);
+    [[nodiscard]] root_ref unpacked_file(const ref& file, const std::string& name, llb::op_metadata meta);
     [[nodiscard]] oci::image empty_image() const;
 
     // dispatch.cpp
@@ -233,9 +240,14 @@ private:
     void warn_ignored(const df::instruction& in, std::string_view source, bool is_add);
     root_ref inline_document(const stage_state& s, const df::instruction& in, const df::heredoc& doc);
     llb::copy_action local_copy(std::string src, bool parents) const;
+    struct part {
+        llb::copy_action what;
+        root_ref from;
+    };
+    part remote_part(const stage_state& s, const command& c, const std::string& source, const std::string& name);
 
     // convert.cpp
-    [[nodiscard]] llb::source_op context_source() const;
+    [[nodiscard]] std::vector<llb::op> context_source() const;
     result finish(stage_state& target);
     void warn_unused_build_args(result& r) const;
 
@@ -281,8 +293,10 @@ bool has_wildcards(std::string_view path);
 bool is_symbolic_mode(std::string_view text);
 /// " (did you mean x?)", or nothing.
 std::string did_you_mean(std::string_view word, const std::vector<std::string_view>& candidates);
-/// Whether the language takes it for something to be fetched.
-bool is_http_source(std::string_view source);
-bool is_git_source(std::string_view source);
+/// The source op of a git repository, as BuildKit's clients write it.
+llb::source_op git_source(const remote::git_ref& r, bool keep_git_dir, std::string_view checksum);
+llb::source_op http_source(std::string_view url, std::string_view filename, std::string_view checksum);
+/// A file op that copies the file `name` of its only input to "/", unpacked when it is an archive.
+llb::op unpacking(const std::string& name);
 
 }  // namespace cobuild::frontend
