@@ -3,7 +3,7 @@
 /// Follows BuildKit's dockerfile.v0 (docs: Dockerfile reference): parse, expand, only the stages the target needs, base
 /// images resolved in parallel through the gateway. `# syntax=docker/dockerfile:1...` is this frontend; another image's
 /// is refused by name, as is everything not built yet: ADD from http or git, contexts with names, platforms of
-/// which the base has none, RUN --security=insecure, RUN --device.
+/// which the base has none, RUN --device.
 ///
 /// The types of its request and result stand in modules/frontend/types.ixx.
 /// Errors: errc::invalid or errc::unsupported with the source location (Dockerfile's name and line); the gateway's own

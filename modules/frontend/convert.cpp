@@ -140,7 +140,8 @@ void converter::note(const error& e, df::line_range lines) {
     const df::diagnostic d{e.what(), lines};
     if (std::find(problems_.begin(), problems_.end(), d) != problems_.end()) return;
     if (!first_problem_) first_problem_ = error(e).at(place(lines));
-    if (problems_.size() < most_problems) problems_.push_back(d);
+    problems_.push_back(d);
+    if (problems_.size() >= most_problems) throw_noted();
 }
 
 void converter::throw_noted() const {

@@ -82,7 +82,12 @@ public:
     [[nodiscard]] df::lookup lookup() const;
 
 private:
-    std::vector<std::pair<std::string, std::string>> pairs_;
+    struct entry {
+        std::string value;
+        std::uint64_t order = 0;
+    };
+    std::map<std::string, entry, std::less<>> entries_;
+    std::uint64_t next_ = 0;
 };
 
 // ---------------------------------------------------------------- stages
@@ -247,6 +252,7 @@ private:
     std::vector<df::warning> warnings_;
     std::vector<df::diagnostic> problems_;  ///< errors of the file that are not told yet
     std::optional<error> first_problem_;
+    std::size_t hints_left_ = 20;  ///< how many more undefined variables get a did-you-mean
     stage_state* target_ = nullptr;
 
     oci::platform target_platform_;
