@@ -131,6 +131,8 @@ struct stage_state {
 
     root_ref root;
     env_list env;
+    std::map<std::string, std::size_t, std::less<>> config_env;  ///< where a name stands in image.config.env, for the first
+    std::size_t config_env_known = 0;                            ///< this many of its entries
     std::string dir;
     std::string user;
     oci::image image;
