@@ -188,6 +188,9 @@ async::task<stage_state*> converter::evaluate(bool all_stages) {
         }
     }
     const auto needed = reachable_from(wanted);
+    target_->heirs = 1;
+    for (std::size_t i = 0; i < parsed_.stages.size(); ++i)
+        if (states_[i]->base != nullptr && needed.contains(states_[i].get())) ++states_[i]->base->heirs;
     for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
         if (needed.contains(states_[i].get())) dispatch_stage(*states_[i]);
     }

@@ -120,6 +120,7 @@ struct stage_state {
     std::string base_name;  ///< after expansion; a reference with digest once resolved
     df::line_range lines;
     stage_state* base = nullptr;
+    std::size_t heirs = 0;  ///< who still wants its history: stages from it that are to come, and the result
     std::vector<stage_state*> deps;
     std::vector<command> commands;
     std::optional<oci::platform> platform;
