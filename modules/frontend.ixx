@@ -2,7 +2,7 @@
 ///
 /// Follows BuildKit's dockerfile.v0 (docs: Dockerfile reference): parse, expand, only the stages the target needs, base
 /// images resolved in parallel through the gateway. `# syntax=docker/dockerfile:1...` is this frontend; another image's
-/// is refused by name, as is everything not built yet: RUN --security=insecure, RUN --device.
+/// is refused by name, as is everything not built yet: RUN --device.
 ///
 /// The types of its request and result stand in modules/frontend/types.ixx.
 /// Errors: errc::invalid or errc::unsupported with the source location (Dockerfile's name and line); the gateway's own

@@ -191,9 +191,13 @@ private:
         }
     }
 
-    void undeclared(const stage& s, const expansion& e) const {
-        for (const auto& name : e.unmatched)
-            if (!scope_.contains(name)) report_(s, make_warning(check_rule::undefined_arg_in_from, s.from.lines, name, likely(name, names_)));
+    void undeclared(const stage& s, const expansion& e) {
+        for (const auto& name : e.unmatched) {
+            if (scope_.contains(name)) continue;
+            const auto hint = hints_left_ > 0 ? likely(name, names_) : std::string_view();
+            if (hints_left_ > 0) --hints_left_;
+            report_(s, make_warning(check_rule::undefined_arg_in_from, s.from.lines, name, hint));
+        }
     }
 
     void constant(const stage& s, const std::string& text) const {
@@ -206,6 +210,7 @@ private:
     char escape_;
     const std::function<void(const stage&, warning)>& report_;
     std::vector<std::string_view> names_;
+    std::size_t hints_left_ = 20;  ///< comparing with every name takes long
 };
 
 }  // namespace

@@ -29,12 +29,15 @@ void converter::set_env(stage_state& s, const df::instruction& in) {
     for (const auto& [key, value, legacy] : std::get<df::env_instruction>(in.body).pairs) {
         s.env.set(key, value);
         // The image keeps the order of first settings.
-        const auto prefix = cat(key, "=");
-        const auto known = std::find_if(env.begin(), env.end(), [&](const auto& e) { return e.starts_with(prefix); });
-        if (known != env.end()) {
-            *known = prefix + value;
+        for (; s.config_env_known < env.size(); ++s.config_env_known) {
+            const auto& known = env[s.config_env_known];
+            s.config_env.try_emplace(known.substr(0, known.find('=')), s.config_env_known);
+        }
+        const auto at = s.config_env.find(key);
+        if (at != s.config_env.end()) {
+            env[at->second] = cat(key, "=", value);
         } else {
-            env.push_back(prefix + value);
+            env.push_back(cat(key, "=", value));
         }
     }
     add_history(s, df::history(in.body), false);

@@ -141,7 +141,8 @@ void converter::note(const error& e, df::line_range lines) {
     const df::diagnostic d{e.what(), lines};
     if (std::find(problems_.begin(), problems_.end(), d) != problems_.end()) return;
     if (!first_problem_) first_problem_ = error(e).at(place(lines));
-    if (problems_.size() < most_problems) problems_.push_back(d);
+    problems_.push_back(d);
+    if (problems_.size() >= most_problems) throw_noted();
 }
 
 void converter::throw_noted() const {
@@ -188,6 +189,9 @@ async::task<stage_state*> converter::evaluate(bool all_stages) {
         }
     }
     const auto needed = reachable_from(wanted);
+    target_->heirs = 1;
+    for (std::size_t i = 0; i < parsed_.stages.size(); ++i)
+        if (states_[i]->base != nullptr && needed.contains(states_[i].get())) ++states_[i]->base->heirs;
     for (std::size_t i = 0; i < parsed_.stages.size(); ++i) {
         if (needed.contains(states_[i].get())) dispatch_stage(*states_[i]);
     }

@@ -54,7 +54,12 @@ void converter::inherit(stage_state& s) {
     if (s.base != nullptr) {
         s.root = s.base->root;
         s.platform = s.base->platform;
+        // A chain of a thousand stages must not hold a thousand copies of its history.
+        const bool last = s.base->heirs == 1;
+        auto history = last ? std::exchange(s.base->image.history, {}) : decltype(s.image.history){};
         s.image = s.base->image;
+        if (last) s.image.history = std::move(history);
+        if (s.base->heirs > 0) --s.base->heirs;
         s.image.config.on_build.clear();
         s.base_config = s.base->base_config;
         s.env = s.base->env;

@@ -2,6 +2,8 @@ module;
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
+#include <map>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -69,30 +71,33 @@ std::int64_t input_list::of(const root_ref& r) {
 }
 
 void env_list::set(std::string_view key, std::string_view value) {
-    erase(key);
-    pairs_.emplace_back(key, value);
+    auto at = entries_.find(key);
+    if (at == entries_.end()) at = entries_.emplace(key, entry{}).first;
+    at->second.value = value;
+    at->second.order = next_++;
 }
 
 void env_list::erase(std::string_view key) {
-    std::erase_if(pairs_, [&](const auto& p) { return p.first == key; });
+    if (const auto at = entries_.find(key); at != entries_.end()) entries_.erase(at);
 }
 
 std::optional<std::string> env_list::get(std::string_view key) const {
-    for (const auto& [k, v] : pairs_) {
-        if (k == key) return v;
-    }
-    return std::nullopt;
+    const auto at = entries_.find(key);
+    return at != entries_.end() ? std::optional(at->second.value) : std::nullopt;
 }
 
 std::vector<std::string> env_list::list() const {
+    std::vector<const decltype(entries_)::value_type*> sorted;
+    for (const auto& e : entries_) sorted.push_back(&e);
+    std::sort(sorted.begin(), sorted.end(), [](const auto* a, const auto* b) { return a->second.order < b->second.order; });
     std::vector<std::string> out;
-    for (const auto& [k, v] : pairs_) out.push_back(cat(k, "=", v));
+    for (const auto* e : sorted) out.push_back(cat(e->first, "=", e->second.value));
     return out;
 }
 
 std::vector<std::string_view> env_list::keys() const {
     std::vector<std::string_view> out;
-    for (const auto& p : pairs_) out.emplace_back(p.first);
+    for (const auto& e : entries_) out.emplace_back(e.first);
     return out;
 }
 

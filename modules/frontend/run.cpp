@@ -36,13 +36,14 @@ df::lookup masked(const env_list& env, const llb::exec_op& e) {
 
 std::vector<df::key_value> declared_args(const stage_state& s) {
     std::vector<df::key_value> out;
+    std::map<std::string_view, std::size_t> known;
     for (const auto& arg : s.args) {
         auto value = s.env.get(arg.key).value_or(arg.value.value_or(""));
-        const auto known = std::find_if(out.begin(), out.end(), [&](const auto& kv) { return kv.key == arg.key; });
-        if (known != out.end()) {
-            known->value = std::move(value);
-        } else {
+        const auto [at, fresh] = known.try_emplace(arg.key, out.size());
+        if (fresh) {
             out.push_back({.key = arg.key, .value = std::move(value)});
+        } else {
+            out[at->second].value = std::move(value);
         }
     }
     return out;

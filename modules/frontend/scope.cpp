@@ -173,7 +173,9 @@ void converter::report_unset(const stage_state& s, const df::instruction& in, co
     for (const auto& name : unmatched) {
         if (name == "BUILDKIT_SBOM_SCAN_CONTEXT" || name == "BUILDKIT_SBOM_SCAN_STAGE") continue;
         if (std::any_of(s.args.begin(), s.args.end(), [&](const auto& arg) { return arg.key == name; })) continue;
-        const auto known = s.env.keys();
+        // Comparing with every name takes long; a file with that many does not need more hints.
+        const auto known = hints_left_ > 0 ? s.env.keys() : std::vector<std::string_view>{};
+        if (hints_left_ > 0) --hints_left_;
         warn(df::check_rule::undefined_var, in.lines, in.comments, name, df::likely_word(name, known));
     }
 }

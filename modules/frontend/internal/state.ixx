@@ -84,7 +84,12 @@ public:
     [[nodiscard]] df::lookup lookup() const;
 
 private:
-    std::vector<std::pair<std::string, std::string>> pairs_;
+    struct entry {
+        std::string value;
+        std::uint64_t order = 0;
+    };
+    std::map<std::string, entry, std::less<>> entries_;
+    std::uint64_t next_ = 0;
 };
 
 // ---------------------------------------------------------------- stages
@@ -118,6 +123,7 @@ struct stage_state {
     std::string context;    ///< the named context that stands in its place, if any
     df::line_range lines;
     stage_state* base = nullptr;
+    std::size_t heirs = 0;  ///< who still wants its history: stages from it that are to come, and the result
     std::vector<stage_state*> deps;
     std::vector<command> commands;
     std::optional<oci::platform> platform;
@@ -129,6 +135,8 @@ struct stage_state {
 
     root_ref root;
     env_list env;
+    std::map<std::string, std::size_t, std::less<>> config_env;  ///< where a name stands in image.config.env, for the first
+    std::size_t config_env_known = 0;                            ///< this many of its entries
     std::string dir;
     std::string user;
     oci::image image;
@@ -259,6 +267,7 @@ private:
     std::vector<df::warning> warnings_;
     std::vector<df::diagnostic> problems_;  ///< errors of the file that are not told yet
     std::optional<error> first_problem_;
+    std::size_t hints_left_ = 20;  ///< how many more undefined variables get a did-you-mean
     stage_state* target_ = nullptr;
 
     oci::platform target_platform_;
