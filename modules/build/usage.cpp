@@ -143,6 +143,8 @@ async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options) 
     // Blobs that neither an image nor a layer that is still here needs.
     const auto roots = co_await p.snapshots->all_blobs();
     co_await p.content->collect(roots, [&p](const digest& d) { return children_of(*p.content, d); });
+    const bool everything = options.all && !options.max_used && !options.min_free && options.keep_duration.count() == 0 && options.filters.empty();
+    if (everything) co_await p.git->clear();
     co_await p.directory->empty_trash();
     co_return removed;
 }
