@@ -1,0 +1,130 @@
+// A proxy that answers CONNECT and passes bytes on to a port of this machine, whatever it was asked for. Before any import.
+#pragma once
+
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <cstdint>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+namespace cobuild::test {
+
+/// One thread a connection, blocking. Thread-safe.
+class tunnel {
+public:
+    explicit tunnel(int target, int status = 200) : target_(target), status_(status) {
+        listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_in a{};
+        a.sin_family = AF_INET;
+        a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        socklen_t size = sizeof a;
+        if (::bind(listener_, reinterpret_cast<sockaddr*>(&a), sizeof a) != 0 || ::listen(listener_, 16) != 0 ||
+            ::getsockname(listener_, reinterpret_cast<sockaddr*>(&a), &size) != 0)
+            throw std::runtime_error("no port for a proxy");
+        port_ = ntohs(a.sin_port);
+        acceptor_ = std::thread([this] { accept_all(); });
+    }
+    ~tunnel() {
+        ::shutdown(listener_, SHUT_RDWR);
+        acceptor_.join();
+        {
+            const std::lock_guard lock(guard_);
+            for (const int fd : open_) ::shutdown(fd, SHUT_RDWR);
+        }
+        for (auto& t : threads_) t.join();
+        for (const int fd : open_) ::close(fd);
+        ::close(listener_);
+    }
+    tunnel(const tunnel&) = delete;
+    tunnel& operator=(const tunnel&) = delete;
+
+    [[nodiscard]] int port() const { return port_; }
+    /// The head of the last request.
+    [[nodiscard]] std::string head() const {
+        const std::lock_guard lock(guard_);
+        return head_;
+    }
+
+private:
+    void accept_all() {
+        for (;;) {
+            const int fd = ::accept4(listener_, nullptr, nullptr, SOCK_CLOEXEC);
+            if (fd < 0) return;
+            const std::lock_guard lock(guard_);
+            open_.push_back(fd);
+            threads_.emplace_back([this, fd] { serve(fd); });
+        }
+    }
+
+    int dial() {
+        const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        sockaddr_in a{};
+        a.sin_family = AF_INET;
+        a.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        a.sin_port = htons(static_cast<std::uint16_t>(target_));
+        if (::connect(fd, reinterpret_cast<sockaddr*>(&a), sizeof a) != 0) {
+            ::close(fd);
+            return -1;
+        }
+        const std::lock_guard lock(guard_);
+        open_.push_back(fd);
+        return fd;
+    }
+
+    void serve(int fd) {
+        std::string in;
+        char piece[4096];
+        while (in.find("\r\n\r\n") == std::string::npos) {
+            const auto n = ::recv(fd, piece, sizeof piece, 0);
+            if (n <= 0) return;
+            in.append(piece, static_cast<std::size_t>(n));
+        }
+        {
+            const std::lock_guard lock(guard_);
+            head_ = in;
+        }
+        const std::string answer = "HTTP/1.1 " + std::to_string(status_) + (status_ == 200 ? " Connection established" : " Forbidden") + "\r\n\r\n";
+        ::send(fd, answer.data(), answer.size(), MSG_NOSIGNAL);
+        const int far = status_ == 200 ? dial() : -1;
+        if (far >= 0) pass(fd, far);
+        ::shutdown(fd, SHUT_RDWR);
+        if (far >= 0) ::shutdown(far, SHUT_RDWR);
+    }
+
+    static void pass(int a, int b) {
+        char piece[65536];
+        for (;;) {
+            pollfd both[2] = {{a, POLLIN, 0}, {b, POLLIN, 0}};
+            if (::poll(both, 2, -1) < 0) return;
+            for (int i = 0; i < 2; ++i) {
+                if (both[i].revents == 0) continue;
+                const auto n = ::recv(both[i].fd, piece, sizeof piece, 0);
+                if (n <= 0) return;
+                for (ssize_t sent = 0; sent < n;) {
+                    const auto m = ::send(both[1 - i].fd, piece + sent, static_cast<std::size_t>(n - sent), MSG_NOSIGNAL);
+                    if (m <= 0) return;
+                    sent += m;
+                }
+            }
+        }
+    }
+
+    int target_;
+    int status_;
+    int listener_ = -1;
+    int port_ = 0;
+    mutable std::mutex guard_;
+    std::string head_;
+    std::vector<int> open_;
+    std::vector<std::thread> threads_;
+    std::thread acceptor_;
+};
+
+}  // namespace cobuild::test
