@@ -4,6 +4,7 @@
 #include <random>
 
 #include "registry/fixture.hpp"
+#include "support/relay.hpp"
 
 import cobuild.base;
 import cobuild.async;
@@ -185,4 +186,34 @@ CO_TEST_CASE(a_thousand_random_cancellations) {
     co_await c.close();
     BOOST_TEST(c.open_sockets("registry.test") == 0U);
     BOOST_TEST(co_await all_gone(rt, r));
+}
+
+// O-RG-13 over a link that delays every piece and cuts every connection: each layer is taken up where it broke.
+CO_TEST_CASE(a_pull_over_a_link_that_cuts_connections) {
+    fake_registry r;
+    std::vector<std::string> layers;
+    for (unsigned l = 0; l < 6; ++l) layers.push_back(sample(1'500'000, l));
+    r.add_image("a", "1", layers);
+    test::relay link(r.port(), {.cut_after = 600'000, .delay = 1ms});
+    auto o = options_for(rt, r);
+    o.hosts = [port = link.port()](std::string_view) {
+        return std::vector<registry::host_settings>{{.host = cat("127.0.0.1:", port), .plain_http = true}};
+    };
+    registry::client c(std::move(o));
+    std::vector<std::string> got(layers.size());
+    std::vector<task<void>> all;
+    const auto one = [](registry::client& from, oci::descriptor d, std::string* into) -> task<void> {
+        co_await from.fetch_blob(image_ref("a:1"), d, [into](chunk part) -> task<void> {
+            into->append(text_of(part));
+            co_return;
+        });
+    };
+    for (std::size_t i = 0; i < layers.size(); ++i) all.push_back(one(c, describe_blob(layers[i]), &got[i]));
+    co_await when_all(std::move(all));
+    BOOST_TEST((got == layers));
+    std::size_t resumed = 0;
+    for (const auto& q : r.requests()) resumed += q.headers.contains("range") ? 1 : 0;
+    BOOST_TEST(resumed >= layers.size());
+    BOOST_TEST(c.peak_sockets("registry.test") <= 5U);
+    co_await c.close();
 }

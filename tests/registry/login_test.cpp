@@ -11,7 +11,7 @@
 
 #include "registry/fixture.hpp"
 #include "support/certs.hpp"
-#include "support/tunnel.hpp"
+#include "support/relay.hpp"
 
 import cobuild.base;
 import cobuild.async;
@@ -216,7 +216,7 @@ CO_TEST_CASE(a_proxy_is_asked_to_connect) {
     const auto server = ours.issue("server", "DNS:far.test");
     fake_registry r({.tls_cert = server.cert, .tls_key = server.key});
     r.add_image("a", "1", {});
-    test::tunnel proxy(r.port());
+    test::relay proxy(r.port(), {.proxy = true});
     auto o = options_for(rt, {.host = "far.test:4443", .ca = {ours.cert()}});
     o.proxy = {.https = cat("http://me:secret@127.0.0.1:", proxy.port())};
     registry::client c(o);
@@ -224,7 +224,7 @@ CO_TEST_CASE(a_proxy_is_asked_to_connect) {
     BOOST_TEST(proxy.head().starts_with("CONNECT far.test:4443 HTTP/1.1\r\nHost: far.test:4443\r\n"));
     BOOST_TEST(proxy.head().find(cat("Proxy-Authorization: ", basic("me", "secret"))) != std::string::npos);
     co_await c.close();
-    test::tunnel closed(r.port(), 403);
+    test::relay closed(r.port(), {.proxy = true, .status = 403});
     o.proxy = {.https = cat("http://127.0.0.1:", closed.port())};
     registry::client d(o);
     BOOST_TEST(says(co_await failure(d.resolve(name)), "the proxy did not open a way to far.test:4443: 403"));

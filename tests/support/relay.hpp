@@ -1,4 +1,5 @@
-// A proxy that answers CONNECT and passes bytes on to a port of this machine, whatever it was asked for. Before any import.
+// A bad link: passes bytes on to a port of this machine, late, in pieces, or not to the end. Asked to, it is a proxy that answers
+// CONNECT and leads there whatever the name was. Include before any import.
 #pragma once
 
 #include <netinet/in.h>
@@ -6,6 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <mutex>
 #include <stdexcept>
@@ -17,9 +20,15 @@
 namespace cobuild::test {
 
 /// One thread a connection, blocking. Thread-safe.
-class tunnel {
+class relay {
 public:
-    explicit tunnel(int target, int status = 200) : target_(target), status_(status) {
+    struct options {
+        bool proxy = false;                  ///< waits for a CONNECT first
+        int status = 200;                    ///< its answer to that
+        std::size_t cut_after = 0;           ///< each connection is cut after so many bytes for the client; 0: never
+        std::chrono::milliseconds delay{0};  ///< of every piece for the client
+    };
+    relay(int target, options o) : target_(target), options_(o) {
         listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         sockaddr_in a{};
         a.sin_family = AF_INET;
@@ -31,7 +40,7 @@ public:
         port_ = ntohs(a.sin_port);
         acceptor_ = std::thread([this] { accept_all(); });
     }
-    ~tunnel() {
+    ~relay() {
         ::shutdown(listener_, SHUT_RDWR);
         acceptor_.join();
         {
@@ -42,8 +51,8 @@ public:
         for (const int fd : open_) ::close(fd);
         ::close(listener_);
     }
-    tunnel(const tunnel&) = delete;
-    tunnel& operator=(const tunnel&) = delete;
+    relay(const relay&) = delete;
+    relay& operator=(const relay&) = delete;
 
     [[nodiscard]] int port() const { return port_; }
     /// The head of the last request.
@@ -79,34 +88,49 @@ private:
     }
 
     void serve(int fd) {
+        if (!options_.proxy || answer_connect(fd)) {
+            const int far = dial();
+            if (far >= 0) {
+                pass(fd, far);
+                ::shutdown(far, SHUT_RDWR);
+            }
+        }
+        ::shutdown(fd, SHUT_RDWR);
+    }
+
+    bool answer_connect(int fd) {
         std::string in;
         char piece[4096];
         while (in.find("\r\n\r\n") == std::string::npos) {
             const auto n = ::recv(fd, piece, sizeof piece, 0);
-            if (n <= 0) return;
+            if (n <= 0) return false;
             in.append(piece, static_cast<std::size_t>(n));
         }
         {
             const std::lock_guard lock(guard_);
             head_ = in;
         }
-        const std::string answer = "HTTP/1.1 " + std::to_string(status_) + (status_ == 200 ? " Connection established" : " Forbidden") + "\r\n\r\n";
+        const std::string answer =
+            "HTTP/1.1 " + std::to_string(options_.status) + (options_.status == 200 ? " Connection established" : " Forbidden") + "\r\n\r\n";
         ::send(fd, answer.data(), answer.size(), MSG_NOSIGNAL);
-        const int far = status_ == 200 ? dial() : -1;
-        if (far >= 0) pass(fd, far);
-        ::shutdown(fd, SHUT_RDWR);
-        if (far >= 0) ::shutdown(far, SHUT_RDWR);
+        return options_.status == 200;
     }
 
-    static void pass(int a, int b) {
+    void pass(int client, int server) const {
         char piece[65536];
+        std::size_t given = 0;
         for (;;) {
-            pollfd both[2] = {{a, POLLIN, 0}, {b, POLLIN, 0}};
+            pollfd both[2] = {{client, POLLIN, 0}, {server, POLLIN, 0}};
             if (::poll(both, 2, -1) < 0) return;
             for (int i = 0; i < 2; ++i) {
                 if (both[i].revents == 0) continue;
                 const auto n = ::recv(both[i].fd, piece, sizeof piece, 0);
                 if (n <= 0) return;
+                if (i == 1) {
+                    if (options_.delay.count() > 0) std::this_thread::sleep_for(options_.delay);
+                    given += static_cast<std::size_t>(n);
+                    if (options_.cut_after != 0 && given > options_.cut_after) return;
+                }
                 for (ssize_t sent = 0; sent < n;) {
                     const auto m = ::send(both[1 - i].fd, piece + sent, static_cast<std::size_t>(n - sent), MSG_NOSIGNAL);
                     if (m <= 0) return;
@@ -117,7 +141,7 @@ private:
     }
 
     int target_;
-    int status_;
+    options options_;
     int listener_ = -1;
     int port_ = 0;
     mutable std::mutex guard_;
