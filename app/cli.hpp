@@ -89,6 +89,7 @@ command add_build(CLI::App& app, interrupt& stop);
 std::vector<command> add_image_commands(CLI::App& app, interrupt& stop);
 std::vector<command> add_usage_commands(CLI::App& app, interrupt& stop);
 std::vector<command> add_config_commands(CLI::App& app);
+std::vector<command> add_registry_commands(CLI::App& app, interrupt& stop);
 command add_test(CLI::App& app, interrupt& stop);
 
 /// Opens an engine, runs `work` with it and closes it, in whatever way `work` ends.

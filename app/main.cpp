@@ -40,6 +40,7 @@ int run(int argc, char** argv) {
     for (auto& c : app::add_image_commands(cli, stop)) commands.push_back(std::move(c));
     for (auto& c : app::add_usage_commands(cli, stop)) commands.push_back(std::move(c));
     for (auto& c : app::add_config_commands(cli)) commands.push_back(std::move(c));
+    for (auto& c : app::add_registry_commands(cli, stop)) commands.push_back(std::move(c));
     commands.push_back(app::add_test(cli, stop));
     auto* version_command = cli.add_subcommand("version", "Show the version");
     commands.push_back({version_command, [] {

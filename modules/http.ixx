@@ -6,8 +6,8 @@
 ///
 /// The peer is treated as hostile: heads, chunk lines and trailers have limits, bodies go only where the caller lets them.
 /// Errors are cobuild::error and name host:port. unavailable: no name, refused, reset, closed too early. timed_out: a limit
-/// of `timeouts`. invalid: the certificate is not trusted, expired or of another name (says which, and what to configure).
-/// corrupt: no HTTP. A status is never an error here.
+/// of `timeouts`. unauthorized: the certificate is not trusted, expired or of another name, or a client certificate is missing
+/// or refused (says which, and what to configure). corrupt: no HTTP, no TLS. A status is never an error here.
 /// Thread safety: a connection belongs to one executor (a strand, or a single thread). Cancelling a task closes the socket.
 module;
 #include <chrono>
@@ -87,13 +87,16 @@ struct key_pair {
 };
 
 struct tls_options {
-    std::vector<std::string> ca;  ///< PEM files, added to the system's authorities; unreadable is an error
-    std::vector<key_pair> key_pairs;
+    std::vector<std::string> ca;      ///< PEM files, added to the system's authorities; unreadable is an error
+    std::vector<key_pair> key_pairs;  ///< of several the one whose issuer the server asks for, else the first
     /// Directories: each *.crt is an authority, X.cert pairs with X.key; a missing or forbidden directory is no error.
     std::vector<std::string> dirs;
     bool insecure = false;  ///< no verification at all
     bool use_system_trust = true;
 };
+
+/// What tells one state of all these files from another: names, sizes, times of change. Blocks; never throws.
+std::string file_state(const tls_options& options);
 
 /// What TLS connections verify and present. Immutable, cheap to copy, thread-safe. Empty: system trust.
 class tls_context {
@@ -151,7 +154,7 @@ struct proxy_settings {
     std::string http;      ///< "http://[user:password@]host:port"; empty: none
     std::string https;     ///< used with CONNECT
     std::string no_proxy;  ///< as in Go: names, .suffixes, addresses, CIDR blocks, "*"
-    /// HTTP_PROXY (not in CGI), HTTPS_PROXY, NO_PROXY, lower case preferred, as Go reads them.
+    /// HTTP_PROXY (not in CGI), HTTPS_PROXY, NO_PROXY, lower case preferred, as Go reads them; ALL_PROXY where one is not set.
     static proxy_settings from_environment();
     /// Loopback is never proxied.
     [[nodiscard]] std::optional<std::string> proxy_for(const endpoint& e) const;
@@ -194,6 +197,10 @@ public:
     [[nodiscard]] bool peer_is_not_tls() const noexcept;
     /// The last send() got as far as a connected socket.
     [[nodiscard]] bool reached() const noexcept;
+    /// What the last socket was connected to ("10.1.2.3:443", a proxy where there is one); empty when nothing was reached.
+    [[nodiscard]] std::string peer() const;
+    /// Over TLS: the certificates the peer showed, its own first, a line each; also after a refused handshake.
+    [[nodiscard]] std::vector<std::string> certificates() const;
     void close() noexcept;
 
 private:

@@ -33,6 +33,8 @@ import cobuild.base;
 import cobuild.async;
 import cobuild.http;
 import cobuild.oci;
+import cobuild.config;
+import cobuild.process;
 
 export namespace cobuild::registry {
 
@@ -48,8 +50,9 @@ struct host_settings {
     std::vector<http::key_pair> key_pairs;
     std::vector<std::string> tls_dirs;
     std::string path_prefix = "/v2";
-    bool mirror = false;  ///< asked with ns=<domain>; gets no pushes
-    std::string section;  ///< the configuration entry that speaks for it, as errors name it: `[registry."docker.io"]`
+    bool mirror = false;     ///< asked with ns=<domain>; gets no pushes
+    std::string section;     ///< the configuration entry that speaks for it, as errors name it: `[registry."docker.io"]`
+    bool configured = true;  ///< that entry exists
 };
 
 /// The hosts of a registry in the order they are tried, origin last. Pure and thread-safe.
@@ -58,23 +61,41 @@ using host_resolver = std::function<std::vector<host_settings>(std::string_view 
 /// The origin alone: https, or http on loopback; docker.io is registry-1.docker.io.
 std::vector<host_settings> default_hosts(std::string_view domain);
 
+/// The hosts as buildkitd.toml's [registry] sections say (reference: mirrors of the domain's section, each with a section of
+/// its own; then the origin with the domain's).
+/// Directories certs/HOST[:PORT] in /etc/buildkit and in $XDG_CONFIG_HOME/buildkit (~/.config/buildkit) count as tlsconfigdir.
+host_resolver configured_hosts(const config::configuration& settings);
+
 // ---------------------------------------------------------------- logins
 
 struct credential {
     std::string username;
     std::string secret;          ///< password; with an empty username an identity (refresh) token
     std::string registry_token;  ///< a ready bearer token; then nothing else counts
+    std::string origin;          ///< where it was found ("/root/.docker/config.json"), for errors; may be empty
 };
 
 /// The login for a host ("127.0.0.1:5000"; Docker Hub is "registry-1.docker.io"), or empty. May be asked again any time.
 using credential_provider = std::function<async::task<std::optional<credential>>(std::string host)>;
 
-/// Runs `docker-credential-<name> get` with `input` on its standard input and returns its output.
-using helper_runner = std::function<async::task<std::string>(std::string program, std::string input)>;
+/// Runs `docker-credential-<name> <verb>` ("get", "store", "erase") with `input` on its standard input and returns its output;
+/// throws with the helper's own words when it fails.
+using helper_runner = std::function<async::task<std::string>(std::string program, std::string verb, std::string input)>;
 
-/// Docker's config.json in `dir` (empty: $DOCKER_CONFIG, else ~/.docker), read anew when it changed. credHelpers and
-/// credsStore need `run_helper`; without it they throw errc::unsupported naming the helper.
+/// Starts them as programs found on PATH, a minute each at most. `programs` must outlive it.
+helper_runner run_helpers_with(process::spawner& programs);
+
+/// $DOCKER_AUTH_CONFIG (the text of a config.json) first, then docker's config.json in `dir` (empty: $DOCKER_CONFIG, else
+/// ~/.docker), read anew when it changed. Helpers are asked every time. credHelpers and credsStore need `run_helper`; without
+/// it they throw errc::unsupported naming the helper.
 credential_provider docker_credentials(async::blocking_pool& pool, std::string dir = {}, helper_runner run_helper = {});
+
+/// Keeps the login for `host` where docker would: in the helper that the config.json names for it, else in the file (0600,
+/// its other members untouched). Returns the file or the helper's program.
+async::task<std::string> store_login(async::blocking_pool& pool, std::string host, credential login, std::string dir = {},
+                                     helper_runner run_helper = {});
+/// Removes it; false when there was none.
+async::task<bool> forget_login(async::blocking_pool& pool, std::string host, std::string dir = {}, helper_runner run_helper = {});
 
 /// One challenge of a WWW-Authenticate header (RFC 9110 11.6.1).
 struct challenge {
@@ -103,6 +124,8 @@ struct retry_policy {
     nanoseconds first_wait = std::chrono::seconds{1};  ///< doubles each time, with jitter
     nanoseconds longest_wait = std::chrono::seconds{8};
     nanoseconds longest_retry_after = std::chrono::seconds{60};  ///< a server asking for more fails at once
+    nanoseconds slow_window = std::chrono::seconds{60};          ///< a body that brings less than `slowest` bytes in it is given up
+    std::uint64_t slowest = std::uint64_t{16} << 10;
 };
 
 struct options {
@@ -162,10 +185,37 @@ using local_lookup = std::function<async::task<std::optional<std::string>>(oci::
 
 struct push_options {
     call_options call;
-    std::vector<std::string> mount_from;  ///< repositories of the same registry that may have the blob ("library/alpine")
+    /// Repositories of the same registry that may have the blob ("library/alpine"); those this client has seen with it are
+    /// tried too, the one of the most similar name first.
+    std::vector<std::string> mount_from;
 };
 
 enum class push_outcome { existed, mounted, uploaded };
+
+/// What one host says of a reference. Sentences for people; empty where it did not come so far.
+struct host_report {
+    std::string host;
+    std::string section;
+    bool configured = false;  ///< the section exists
+    bool mirror = false;
+    std::string url;                        ///< "https://registry-1.docker.io/v2"
+    std::string address;                    ///< what was connected to, "10.1.2.3:443"
+    std::string trust;                      ///< what its certificate was held against, or that it was not
+    std::vector<std::string> certificates;  ///< as shown, the host's own first
+    std::string login;                      ///< what was used to log in
+    std::string api;                        ///< the answer to /v2/, "200 OK"
+    std::string manifest;                   ///< the answer about the reference
+    std::string digest;                     ///< of the manifest, as the host says
+    std::string failure;                    ///< the sentence of what stopped it
+    nanoseconds took{};
+};
+
+struct copy_options {
+    call_options call;
+    std::optional<oci::platform> platform;  ///< of an index only this one; none: all of it
+    /// Called after each blob and manifest.
+    std::function<void(const oci::descriptor&, push_outcome)> done;
+};
 
 class client {
 public:
@@ -197,6 +247,16 @@ public:
                                         push_options o = {});
     /// PUT under the reference's tag, or under the digest when it has none. Returns the digest of `bytes`.
     async::task<digest> push_manifest(oci::reference ref, std::string media_type, std::string bytes, call_options call = {});
+
+    /// Copies an image or index, blobs first, the root last. Blobs the destination has, or can mount, are not read; others go
+    /// through a file without a name in the system's temporary directory. Needs options.pool.
+    async::task<oci::descriptor> copy(oci::reference from, oci::reference to, copy_options o = {});
+    /// The repository's tags, sorted, at most a hundred thousand.
+    async::task<std::vector<std::string>> tags(oci::reference ref, call_options call = {});
+    /// Asks every host for `ref` by itself, mirrors at rest included. Never throws for what a host does.
+    async::task<std::vector<host_report>> check(oci::reference ref, call_options call = {});
+    /// One authenticated GET of /v2/ at the origin; throws errc::unauthorized when the login is refused.
+    async::task<void> ping(std::string domain, call_options call = {});
 
     /// Sockets to the hosts of a registry right now, idle ones included.
     [[nodiscard]] std::size_t open_sockets(std::string_view domain) const;

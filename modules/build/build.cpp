@@ -180,6 +180,15 @@ private:
             push = at->second != "false" && at->second != "0";
             o.attributes.erase(at);
         }
+        const auto take_flag = [&o](const char* key) {
+            const auto at = o.attributes.find(key);
+            if (at == o.attributes.end()) return false;
+            const bool on = at->second != "false" && at->second != "0";
+            o.attributes.erase(at);
+            return on;
+        };
+        const push_manner manner{.by_digest = take_flag("push-by-digest"), .insecure = take_flag("registry.insecure")};
+        push = push || manner.by_digest;
         if (push && names.empty()) throw error{errc::invalid, cat("--output type=", o.type, " with push needs a name: add --tag or name=")};
         auto options = exporter::take_image_options(o.attributes);
         no_more(o);
@@ -187,7 +196,7 @@ private:
             auto made = co_await write(options, w, result, names);
             co_await keep_image(parts_, made, in_.root, names);
             for (const auto& n : names) w.begin(cat("naming to ", n)).done();
-            if (push) co_await push_image(parts_, made, names, w);
+            if (push) co_await push_image(parts_, made, names, manner, w);
             co_return 0;
         });
         for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());

@@ -49,7 +49,7 @@ async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain ch
 
 namespace {
 
-async::task<void> push_blob(parts& p, oci::reference ref, oci::descriptor blob, progress::writer progress) {
+async::task<void> push_blob(parts& p, registry::client& to, oci::reference ref, oci::descriptor blob, progress::writer progress) {
     auto line = std::make_shared<progress::line>(progress.begin(cat("pushing ", blob.digest.str()), static_cast<std::int64_t>(blob.size)));
     auto sent = std::make_shared<std::int64_t>(0);
     registry::push_options options;
@@ -60,27 +60,66 @@ async::task<void> push_blob(parts& p, oci::reference ref, oci::descriptor blob, 
         body.read = [file, read = std::move(body.read)](std::uint64_t offset, std::size_t max) { return read(offset, max); };
         co_return body;
     };
-    co_await p.registry->push_blob(ref, blob, open, options);
+    co_await to.push_blob(ref, blob, open, options);
     line->done();
 }
 
-}  // namespace
-
-async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+async::task<void> push_to(parts& p, registry::client& to, exporter::image image, std::vector<std::string> names, bool by_digest,
+                          progress::writer progress) {
     for (const auto& name : names) {
-        const auto ref = oci::reference::parse(name).with_default_tag();
+        const auto parsed = oci::reference::parse(name);
+        const auto ref = by_digest ? parsed.name_only() : parsed.with_default_tag();
         auto layers = progress.begin("pushing layers");
         std::map<digest, oci::descriptor> blobs{{image.config.digest, image.config}};
         for (const auto& l : image.layers)
             if (!oci::is_nondistributable(l.media_type)) blobs.emplace(l.digest, l);
         std::vector<async::task<void>> work;
-        for (const auto& [d, blob] : blobs) work.push_back(push_blob(p, ref, blob, progress));
+        for (const auto& [d, blob] : blobs) work.push_back(push_blob(p, to, ref, blob, progress));
         co_await async::when_all(std::move(work));
         layers.done();
         auto manifest = progress.begin(cat("pushing manifest for ", ref.str(), "@", image.manifest.digest.str()));
-        co_await p.registry->push_manifest(ref, image.manifest.media_type, image.manifest_bytes);
+        co_await to.push_manifest(ref, image.manifest.media_type, image.manifest_bytes);
         manifest.done();
     }
+}
+
+/// registry.insecure=true: hosts of their own, without mirrors and what the configuration says; https unverified, else http.
+registry::options insecure_options(parts& p) {
+    registry::options o;
+    o.executor = p.runtime.get_executor();
+    o.pool = &p.runtime.pool();
+    o.who.credentials = registry::docker_credentials(p.runtime.pool(), p.docker_config, registry::run_helpers_with(*p.programs));
+    o.limits.transfers = static_cast<std::size_t>(p.settings.system.max_registry_concurrency);
+    o.hosts = [](std::string_view domain) {
+        auto hosts = registry::default_hosts(domain);
+        for (auto& h : hosts) h.plain_http = h.insecure = h.try_https_first = true;
+        return hosts;
+    };
+    return o;
+}
+
+async::task<void> push_insecurely(parts& p, exporter::image image, std::vector<std::string> names, bool by_digest, progress::writer progress) {
+    registry::client to(insecure_options(p));
+    std::exception_ptr failed;
+    try {
+        co_await push_to(p, to, std::move(image), std::move(names), by_digest, progress);
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    co_await async::linked(async::cancel_token{}, to.close());
+    if (failed) std::rethrow_exception(failed);
+}
+
+}  // namespace
+
+async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, push_manner how, progress::writer progress) {
+    // A tag would say where the image is to be found; by digest nothing does but the digest.
+    for (const auto& name : names)
+        if (how.by_digest && oci::reference::parse(name).tag() != "latest")
+            throw error{errc::invalid,
+                        cat("push-by-digest=true and the tag of ", quoted(oci::reference::parse(name).familiar()), " do not go together")};
+    return how.insecure ? push_insecurely(p, std::move(image), std::move(names), how.by_digest, progress)
+                        : push_to(p, *p.registry, std::move(image), std::move(names), how.by_digest, progress);
 }
 
 namespace {

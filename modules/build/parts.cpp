@@ -35,29 +35,6 @@ async::task<void> ledger_of_kind::forget(std::string text) {
     co_await directory_.pool().run([&at] { at.mapped().forget(); });
 }
 
-// ---------------------------------------------------------------- registry hosts
-
-registry::host_resolver resolver_of(const config::configuration& settings) {
-    return [settings](std::string_view domain) {
-        std::vector<registry::host_settings> out;
-        for (const auto& h : config::hosts_for(settings, domain)) {
-            registry::host_settings s;
-            s.host = h.host;
-            s.plain_http = h.scheme == config::transport::http || h.scheme == config::transport::https_then_http;
-            s.insecure = h.scheme == config::transport::https_unverified || h.scheme == config::transport::https_then_http;
-            s.try_https_first = h.scheme == config::transport::https_then_http;
-            s.ca = h.ca;
-            for (const auto& k : h.key_pairs) s.key_pairs.push_back({.cert = k.cert, .key = k.key});
-            s.tls_dirs = h.tls_config_dirs;
-            s.path_prefix = h.path_prefix;
-            s.mirror = h.mirror;
-            s.section = cat("[registry.\"", h.mirror ? std::string_view(h.host) : domain, "\"]");
-            out.push_back(std::move(s));
-        }
-        return out;
-    };
-}
-
 // ---------------------------------------------------------------- parts
 
 namespace {
@@ -112,8 +89,8 @@ async::task<void> parts::open(std::string root) {
     registry::options r;
     r.executor = runtime.get_executor();
     r.pool = &pool;
-    r.hosts = resolver_of(settings);
-    r.who.credentials = registry::docker_credentials(pool, docker_config);
+    r.hosts = registry::configured_hosts(settings);
+    r.who.credentials = registry::docker_credentials(pool, docker_config, registry::run_helpers_with(*programs));
     r.limits.transfers = static_cast<std::size_t>(settings.system.max_registry_concurrency);
     registry = std::make_unique<registry::client>(std::move(r));
     images = std::make_unique<source::images>(pool, *content, *snapshots, *registry);

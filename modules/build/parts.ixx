@@ -81,8 +81,6 @@ struct parts {
     exporter::stores stores();
 };
 
-registry::host_resolver resolver_of(const config::configuration& settings);
-
 /// What the frontend asks of the engine during one build.
 class build_gateway final : public gateway::frontend_gateway {
 public:
@@ -132,7 +130,11 @@ struct build_inputs {
 void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);
 /// Keeps an image under its names, with the chain it was made of.
 async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain chain, std::vector<std::string> names);
-async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
+struct push_manner {
+    bool by_digest = false;  ///< no tag is set
+    bool insecure = false;   ///< https unverified, else http, whatever the configuration says
+};
+async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, push_manner how, progress::writer progress);
 /// Pipes a docker archive into `docker load`.
 async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
 

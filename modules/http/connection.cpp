@@ -266,6 +266,8 @@ bool connection::is_open() const noexcept { return state_->wire->is_open(); }
 bool connection::reached() const noexcept { return state_->wire->reached(); }
 bool connection::peer_is_not_tls() const noexcept { return state_->wire->not_tls(); }
 bool connection::reusable() const noexcept { return is_open() && !state_->in_exchange && !state_->wire->peer_closed(); }
+std::string connection::peer() const { return state_->wire->peer(); }
+std::vector<std::string> connection::certificates() const { return state_->wire->certificates(); }
 void connection::close() noexcept { state_->reset(); }
 
 async::task<response> connection::send(request r) {

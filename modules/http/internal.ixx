@@ -7,6 +7,7 @@ module;
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 module cobuild.http:internal;
 
@@ -38,6 +39,7 @@ public:
     [[nodiscard]] virtual bool encrypted() const = 0;
     /// After a failed handshake: the peer answered in plain text.
     [[nodiscard]] virtual bool not_tls() const { return false; }
+    [[nodiscard]] virtual std::vector<std::string> certificates() const { return {}; }
 };
 
 std::unique_ptr<wire> make_plain_wire(int fd);

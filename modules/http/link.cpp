@@ -156,6 +156,8 @@ async::task<void> link::dial(endpoint to) {
             s.set_option(tcp::no_delay(true));
             s.set_option(tcp::socket::keep_alive(true));
             reached_ = true;
+            peer_ = address.address().is_v6() ? cat('[', address.address().to_string(), "]:", address.port())
+                                              : cat(address.address().to_string(), ':', address.port());
             const int seconds = 60;
             ::setsockopt(s.native_handle(), IPPROTO_TCP, TCP_KEEPIDLE, &seconds, sizeof seconds);
             co_return;
@@ -195,9 +197,11 @@ async::task<void> link::secure() {
             co_await wait(step.need);
         } else if (step.failure || step.errnum != 0 || step.eof) {
             not_tls_ = io_->not_tls();
+            certificates_ = io_->certificates();
             if (step.eof) throw error{errc::unavailable, cat(server.host_port(), " closed the connection during the TLS handshake")};
             fail(step, "the TLS handshake with ");
         } else {
+            certificates_ = io_->certificates();
             co_return;
         }
     }
@@ -207,6 +211,8 @@ async::task<void> link::open() {
     const auto self = shared_from_this();
     close();
     abrupt_ = not_tls_ = expired_ = reached_ = false;
+    peer_.clear();
+    certificates_.clear();
     std::exception_ptr failed;
     try {
         const auto through = options.proxy.proxy_for(server);

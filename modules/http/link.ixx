@@ -9,6 +9,7 @@ module;
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 module cobuild.http:link;
 
@@ -47,6 +48,8 @@ public:
     /// What goes to a plain-http proxy has absolute targets.
     [[nodiscard]] bool absolute_targets() const noexcept { return absolute_; }
     [[nodiscard]] const std::string& proxy_authorization() const noexcept { return authorization_; }
+    [[nodiscard]] const std::string& peer() const noexcept { return peer_; }
+    [[nodiscard]] const std::vector<std::string>& certificates() const noexcept { return certificates_; }
     [[nodiscard]] bool abrupt() const noexcept { return abrupt_; }
 
     const endpoint server;
@@ -77,6 +80,8 @@ private:
     bool reached_ = false;
     bool absolute_ = false;
     std::string authorization_;
+    std::string peer_;
+    std::vector<std::string> certificates_;
 };
 
 }  // namespace cobuild::http

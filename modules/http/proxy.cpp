@@ -61,6 +61,9 @@ proxy_settings proxy_settings::from_environment() {
     // In a CGI program HTTP_PROXY comes from a request's header.
     if (std::getenv("REQUEST_METHOD") == nullptr) out.http = environment("http_proxy", "HTTP_PROXY");
     out.https = environment("https_proxy", "HTTPS_PROXY");
+    const auto all = environment("all_proxy", "ALL_PROXY");
+    if (out.http.empty() && std::getenv("REQUEST_METHOD") == nullptr) out.http = all;
+    if (out.https.empty()) out.https = all;
     out.no_proxy = environment("no_proxy", "NO_PROXY");
     return out;
 }

@@ -8,6 +8,7 @@ module;
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include <openssl/bio.h>
 #include <openssl/err.h>
@@ -99,6 +100,16 @@ std::string names_of(X509* cert) {
     return out.empty() ? name_line(X509_get_subject_name(cert)) : out;
 }
 
+std::vector<std::string> lines_of(const STACK_OF(X509) * chain) {
+    std::vector<std::string> out;
+    for (int i = 0; i < sk_X509_num(chain) && i < 10; ++i) {
+        const auto* cert = sk_X509_value(chain, i);
+        out.push_back(cat(name_line(X509_get_subject_name(cert)), ", issued by ", name_line(X509_get_issuer_name(cert)), ", valid until ",
+                          time_line(X509_get0_notAfter(cert))));
+    }
+    return out;
+}
+
 class tls_wire final : public wire {
 public:
     tls_wire(int fd, const tls_context& context, const endpoint& server, std::string_view hint)
@@ -128,7 +139,7 @@ public:
         auto step = outcome(r, "the TLS handshake with ");
         if (!complaint_.empty()) {
             step = {};
-            step.failure = error{errc::invalid, complaint_};
+            step.failure = error{errc::unauthorized, complaint_};
         }
         return step;
     }
@@ -158,6 +169,7 @@ public:
 
     bool encrypted() const override { return true; }
     bool not_tls() const override { return not_tls_; }
+    std::vector<std::string> certificates() const override { return !shown_.empty() ? shown_ : lines_of(SSL_get_peer_cert_chain(ssl_.get())); }
 
 private:
     io_step outcome(int r, std::string_view what) {
@@ -177,24 +189,48 @@ private:
         io_step out;
         if (reason == SSL_R_HTTP_REQUEST || reason == SSL_R_WRONG_VERSION_NUMBER) {
             not_tls_ = true;
-            out.failure = error{errc::invalid, cat(server_.host_port(), " does not speak TLS",
+            out.failure = error{errc::corrupt, cat(server_.host_port(), " does not speak TLS",
                                                    hint_.empty() ? "" : cat("; if it serves plain http, set http = true in ", hint_))};
             return out;
         }
         const char* text = ERR_reason_error_string(code);
-        const bool about_client_cert = reason == SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED || reason == SSL_R_SSLV3_ALERT_BAD_CERTIFICATE ||
-                                       reason == SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE || reason == SSL_R_TLSV1_ALERT_UNKNOWN_CA;
-        out.failure = error{about_client_cert ? errc::unauthorized : errc::unavailable,
-                            cat(what, server_.host_port(), " failed: ", text != nullptr ? text : "TLS error",
-                                about_client_cert && !hint_.empty() ? cat("; it may want a client certificate: add a keypair to ", hint_) : "")};
+        out.failure = error{about_client_certificate(reason) ? errc::unauthorized : errc::unavailable,
+                            about_client_certificate(reason) ? client_certificate_complaint(text)
+                                                             : cat(what, server_.host_port(), " failed: ", text != nullptr ? text : "TLS error")};
         ERR_clear_error();
         return out;
+    }
+
+    static bool about_client_certificate(int reason) {
+        switch (reason) {
+            case SSL_R_TLSV13_ALERT_CERTIFICATE_REQUIRED:
+            case SSL_R_SSLV3_ALERT_BAD_CERTIFICATE:
+            case SSL_R_SSLV3_ALERT_UNSUPPORTED_CERTIFICATE:
+            case SSL_R_SSLV3_ALERT_CERTIFICATE_REVOKED:
+            case SSL_R_SSLV3_ALERT_CERTIFICATE_EXPIRED:
+            case SSL_R_SSLV3_ALERT_CERTIFICATE_UNKNOWN:
+            case SSL_R_SSLV3_ALERT_HANDSHAKE_FAILURE:
+            case SSL_R_TLSV1_ALERT_UNKNOWN_CA:
+            case SSL_R_TLSV1_ALERT_ACCESS_DENIED: return true;
+            default: return false;
+        }
+    }
+
+    std::string client_certificate_complaint(const char* reason) const {
+        const auto why = cat(" (", reason != nullptr ? reason : "TLS alert", ')');
+        if (context_->identities.empty())
+            return cat(server_.host_port(), " wants a client certificate and none is configured", why,
+                       hint_.empty() ? "" : cat("; add a keypair to ", hint_));
+        std::string files;
+        for (const auto& who : context_->identities) files.append(files.empty() ? "" : ", ").append(quoted(who.file));
+        return cat(server_.host_port(), " refused the client certificate ", files, why, hint_.empty() ? "" : cat("; see the keypair of ", hint_));
     }
 
     static int verify(int ok, X509_STORE_CTX* store) {
         if (ok == 1) return 1;
         const auto* ssl = static_cast<SSL*>(X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
         auto* self = static_cast<tls_wire*>(SSL_get_app_data(ssl));
+        if (self->shown_.empty()) self->shown_ = lines_of(X509_STORE_CTX_get0_untrusted(store));
         if (self->complaint_.empty()) self->complaint_ = self->complain(X509_STORE_CTX_get_error(store), X509_STORE_CTX_get_current_cert(store));
         return 0;
     }
@@ -227,6 +263,7 @@ private:
     std::string hint_;
     std::unique_ptr<SSL, decltype(&SSL_free)> ssl_;
     std::string complaint_;
+    std::vector<std::string> shown_;  // to a verification that failed
     bool not_tls_ = false;
 };
 

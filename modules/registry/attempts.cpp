@@ -31,7 +31,7 @@ namespace {
 constexpr unsigned max_resumes = 64;
 
 struct failure {
-    std::string host;
+    std::string host;  // with its part and the configuration entry that speaks for it
     host_error why;
 };
 
@@ -84,6 +84,10 @@ void note(registry_state& r, host_state& h, const attempt_plan& plan, const host
     if (last) return;
     if (e.rest || e.status == 0) h.rests_until = until;
     const auto text = cat(plan.doing, ": ", e.what(), "; trying the next host");
+    // Once for all the operations of a pull; after a while again.
+    if (h.warned_status == e.status && h.warned_until > clock::now()) return log(log_level::debug, text);
+    h.warned_status = e.status;
+    h.warned_until = until;
     log(log_level::warning, text);
     if (call.warn) call.warn(text);
 }
@@ -98,6 +102,8 @@ void note(registry_state& r, host_state& h, const attempt_plan& plan, const host
     for (const auto& f : all) text.append("; ").append(f.host).append(": ").append(f.why.what());
     throw error{kind, std::move(text)};
 }
+
+std::string titled(const host_state& h) { return cat(h.name(), " (", h.settings.mirror ? "mirror, " : "", entry_of(h), ')'); }
 
 // What went wrong with one attempt, or a rethrow of what no other host can cure.
 host_error classify(const std::exception_ptr& thrown, const socket_pool::lease* slot) {
@@ -114,7 +120,26 @@ host_error classify(const std::exception_ptr& thrown, const socket_pool::lease* 
     }
 }
 
+void log_start(const attempt_plan& plan, const host_state& h, const std::string& trace) {
+    if (!log_enabled(log_level::debug)) return;
+    const auto span = next_span(trace).span;
+    if (plan.digest.empty())
+        return log(log_level::debug, "resolving", {{"host", h.name()}, {"repository", plan.repository}, {"spanID", span}, {"traceID", trace}});
+    log(log_level::debug, plan.push ? "push" : "fetch",
+        {{"digest", plan.digest},
+         {"host", h.name()},
+         {"mediatype", plan.media_type},
+         {"size", cat(plan.size)},
+         {"spanID", span},
+         {"traceID", trace}});
+}
+
 }  // namespace
+
+std::string entry_of(const host_state& h) {
+    if (h.settings.section.empty()) return "no configuration entry";
+    return h.settings.configured ? h.settings.section : cat("no ", h.settings.section, " in the configuration");
+}
 
 std::optional<nanoseconds> parse_retry_after(std::string_view text) {
     text = trim(text);
@@ -138,13 +163,16 @@ async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options c
     std::vector<failure> failures;
     const auto hosts = candidates(r, plan);
     if (hosts.empty()) throw error{errc::invalid, cat(plan.doing, ": no host is configured for the registry ", r.domain)};
+    const auto trace = log_enabled(log_level::debug) ? random_id() : std::string();
     for (auto* h : hosts) {
+        log_start(plan, *h, trace);
         const bool last = h == hosts.back();
         unsigned without_progress = 0;
         for (unsigned tries = 1;; ++tries) {
             std::optional<host_error> why;
             {
                 auto slot = co_await r.pool->acquire(plan.transfer);
+                slot.trace = trace;
                 std::exception_ptr thrown;
                 try {
                     co_await op(*h, slot);
@@ -159,15 +187,15 @@ async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options c
             const bool again = (why->broken_body || (last && waits_help(*why))) && without_progress < policy.attempts && tries < max_resumes;
             if (why->retry_after && again && *why->retry_after > policy.longest_retry_after) {
                 failures.push_back(
-                    {h->name(), host_error{error{why->kind(),
-                                                 cat(why->what(), " and wants us to wait ", format_duration(*why->retry_after), ", longer than the ",
-                                                     format_duration(policy.longest_retry_after), " we would: try again later")},
-                                           why->status}});
+                    {titled(*h), host_error{error{why->kind(),
+                                                  cat(why->what(), " and wants us to wait ", format_duration(*why->retry_after), ", longer than the ",
+                                                      format_duration(policy.longest_retry_after), " we would: try again later")},
+                                            why->status}});
                 break;
             }
             if (!again) {
                 note(r, *h, plan, *why, last, call);
-                failures.push_back({h->name(), std::move(*why)});
+                failures.push_back({titled(*h), std::move(*why)});
                 break;
             }
             auto wait = why->progress ? nanoseconds(0) : backoff(policy, without_progress);

@@ -24,6 +24,7 @@ namespace {
 
 constexpr std::size_t max_token_answer = std::size_t{1} << 20;
 constexpr std::string_view client_id = "cobuild";
+constexpr auto basic_life = std::chrono::minutes(5);
 
 std::string joined(const std::vector<std::string>& words) {
     std::string out;
@@ -58,6 +59,13 @@ token read_token(std::string_view body, const std::string& server) {
     }
 }
 
+std::string describe_login(const credential& c) {
+    return cat(!c.username.empty()         ? cat("the login of ", quoted(c.username))
+               : !c.registry_token.empty() ? std::string("the registry token")
+                                           : std::string("the identity token"),
+               c.origin.empty() ? "" : cat(" from ", c.origin));
+}
+
 struct token_call {
     registry_state& r;
     host_state& h;
@@ -85,11 +93,13 @@ async::task<token_reply> ask_token_server(token_call c, http::request q) {
     }
     q.headers.set("User-Agent", c.r.opts->user_agent);
     q.headers.set("Accept", "application/json");
-    log(log_level::debug, "do request", {{"host", server.authority()}, {"request.method", q.method}, {"purpose", "token"}});
+    const http::url asked{.server = server, .target = q.target};
+    const auto ids = next_span(c.slot.trace);
+    log_request(asked, q, {}, ids);
     token_reply out;
     out.head = co_await connection->send(std::move(q));
     out.body = co_await connection->read_all(max_token_answer);
-    log(log_level::debug, "fetch response received", {{"host", server.authority()}, {"response.status", out.head.status_text()}});
+    log_response(asked, out.head, {}, ids);
     co_return out;
 }
 
@@ -128,7 +138,9 @@ async::task<token> fetch_token(token_call c, std::string service, std::vector<st
         const bool login_refused = reply.head.status == 401 || reply.head.status == 403;
         throw host_error{error{login_refused ? errc::unauthorized : errc::unavailable,
                                cat("the token server ", origin, " of ", c.h.name(), " answered ", reply.head.status_text(),
-                                   login_refused ? (account ? "; is the login still right?" : "; is a login needed?") : "")},
+                                   !login_refused ? ""
+                                   : account      ? cat("; ", describe_login(*account), " was tried")
+                                                  : "; there is no login for it")},
                          reply.head.status};
     }
     co_return read_token(reply.body, origin);
@@ -138,19 +150,14 @@ async::task<token> fetch_token(token_call c, std::string service, std::vector<st
 
 const login& who_asks(const registry_state& r, const call_options& call) { return call.who ? *call.who : r.opts->who; }
 
-async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
-                                   std::string rejected) {
-    if (!h.wants) co_return std::string();
+async::task<authorization> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
+                                     std::string rejected) {
+    if (!h.wants) co_return authorization{};
     const auto wants = *h.wants;
-    std::optional<credential> found_login;
-    if (wants.scheme == "basic") {
-        if (who.credentials) found_login = co_await who.credentials(h.name());
-        if (!found_login || found_login->username.empty()) co_return std::string();
-        co_return cat("Basic ", base64_encode(cat(found_login->username, ':', found_login->secret)));
-    }
+    const bool basic = wants.scheme == "basic";
     scopes = each_once(std::move(scopes));
     const auto service = wants.get("service");
-    const auto key = cat(who.identity, '\n', wants.get("realm"), '\n', service, '\n', joined(scopes));
+    const auto key = basic ? cat(who.identity, "\nbasic") : cat(who.identity, '\n', wants.get("realm"), '\n', service, '\n', joined(scopes));
     if (h.token_locks.size() > 1000) std::erase_if(h.token_locks, [](const auto& l) { return l.second.use_count() == 1; });
     auto& lock = h.token_locks[key];
     if (!lock) lock = std::make_shared<async::semaphore>(1);
@@ -158,16 +165,28 @@ async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool
     const auto turn = co_await guard->acquire();
     // Another request may have renewed it while we waited.
     if (const auto found = h.tokens.find(key); found != h.tokens.end()) {
-        if (found->second.expires > clock::now() && found->second.header != rejected) co_return found->second.header;
+        if (found->second.expires > clock::now() && found->second.header != rejected)
+            co_return authorization{found->second.header, found->second.login};
         h.tokens.erase(found);
     }
-    if (who.credentials) found_login = co_await who.credentials(h.name());
-    if (found_login && !found_login->registry_token.empty()) co_return cat("Bearer ", found_login->registry_token);
-    auto fresh = co_await fetch_token({r, h, slot, http::url::parse(wants.get("realm"))}, service, scopes, std::move(found_login));
-    auto header = fresh.header;
+    std::optional<credential> account;
+    if (who.credentials) account = co_await who.credentials(h.name());
+    const auto login_text = account ? describe_login(*account) : std::string();
+    token fresh;
+    if (basic) {
+        if (!account || account->username.empty()) co_return authorization{};
+        // Kept for a while, so that a helper program is not started for every request; a 401 asks it anew.
+        fresh = {cat("Basic ", base64_encode(cat(account->username, ':', account->secret))), clock::now() + basic_life};
+    } else if (account && !account->registry_token.empty()) {
+        co_return authorization{cat("Bearer ", account->registry_token), login_text};
+    } else {
+        fresh = co_await fetch_token({r, h, slot, http::url::parse(wants.get("realm"))}, service, scopes, std::move(account));
+    }
+    fresh.login = login_text;
+    authorization out{fresh.header, fresh.login};
     if (h.tokens.size() > 1000) h.tokens.clear();
     h.tokens.insert_or_assign(key, std::move(fresh));
-    co_return header;
+    co_return out;
 }
 
 }  // namespace cobuild::registry

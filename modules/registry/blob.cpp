@@ -64,6 +64,24 @@ struct transfer {
     hasher hash;
     std::shared_ptr<bool> fatal = std::make_shared<bool>(false);
     std::string host;
+    bool slow = false;  ///< the attempt was given up for that
+    nanoseconds waited{};
+    std::uint64_t window_bytes = 0;
+
+    // A peer that sends a byte now and then keeps within every limit on idleness and never ends.
+    void count(const host_state& h, nanoseconds took, std::size_t bytes) {
+        const auto& policy = r->opts->retry;
+        waited += took;
+        window_bytes += bytes;
+        if (waited < policy.slow_window) return;
+        if (window_bytes < policy.slowest) {
+            slow = true;
+            throw error{errc::timed_out, cat(name(h), " comes too slowly: ", window_bytes, " bytes in ", format_duration(policy.slow_window),
+                                             ", at byte ", offset, " of ", blob.size)};
+        }
+        waited = {};
+        window_bytes = 0;
+    }
 
     [[nodiscard]] std::string name(const host_state& h) const { return cat("blob ", blob.digest.str(), " from ", h.name()); }
 
@@ -90,7 +108,11 @@ struct transfer {
         if (offset > 0) q.headers.set("Range", cat("bytes=", offset, '-'));
         auto a = co_await perform(*r, h, slot, std::move(q), o.call);
         if (a.head.status != 200 && a.head.status != 206) co_await refuse(*r, h, a, {});
+        refuse_encoding(a, name(h));
         const auto before = offset;
+        slow = false;
+        waited = {};
+        window_bytes = 0;
         std::exception_ptr broken;
         try {
             co_await receive(h, a, bytes_to_skip(h, a));
@@ -103,7 +125,7 @@ struct transfer {
         if (broken) {
             host_error e{describe(broken)};
             e.broken_body = true;
-            e.progress = offset > before;
+            e.progress = offset > before && !slow;
             throw host_error{std::move(e)};
         }
         host = h.name();
@@ -117,9 +139,11 @@ struct transfer {
             std::exception_ptr broken;
             try {
                 while (filled < data.size() && !end) {
+                    const auto asked = clock::now();
                     const auto n = co_await a.from->read_some(std::span(data).subspan(filled));
                     filled += n;
                     end = n == 0;
+                    if (!end) count(h, clock::now() - asked, n);
                 }
             } catch (const error&) {
                 broken = std::current_exception();  // what came before it counts
@@ -165,7 +189,9 @@ async::task<std::string> do_fetch_blob(std::shared_ptr<registry_state> r, oci::r
                       .repository = t.ref.path(),
                       .transfer = true,
                       .by_digest = true,
-                      .digest = t.blob.digest.str()};
+                      .digest = t.blob.digest.str(),
+                      .media_type = t.blob.media_type,
+                      .size = t.blob.size};
     co_await try_hosts(*r, std::move(plan), t.o.call, [&t](host_state& h, socket_pool::lease& slot) { return t.attempt(h, slot); }, t.fatal);
     if (t.o.verify) {
         if (const auto real = t.hash.finish(); real != t.blob.digest)

@@ -107,6 +107,7 @@ async::task<std::string> client::fetch_small(oci::reference ref, oci::descriptor
 
 async::task<image_content> client::fetch_image(oci::reference ref, oci::platform wanted, local_lookup local, call_options call) {
     constexpr unsigned max_nesting = 4;  // an index may point to an index
+    const auto r = state_->get(ref.domain());
     image_content out;
     auto target = (co_await resolve(ref, call)).target;
     for (unsigned depth = 0;; ++depth) {
@@ -136,6 +137,10 @@ async::task<image_content> client::fetch_image(oci::reference ref, oci::platform
         target = choice.front();
         if (!out.index) out.index = std::move(m);
     }
+    boost::asio::post(r->strand, [r, repository = ref.path(), parsed = out.parsed] {
+        if (r->seen_in.size() > 10000) r->seen_in.clear();
+        for (const auto& layer : parsed.layers) r->seen_in[layer.digest].insert(repository);
+    });
     std::optional<std::string> known;
     if (local) known = co_await local(out.parsed.config);
     if (known && digest::of(*known) == out.parsed.config.digest) {
@@ -179,6 +184,29 @@ async::task<digest> client::push_manifest(oci::reference ref, std::string media_
     auto r = state_->get(ref.domain());
     const auto strand = r->strand;
     co_return co_await async::on(strand, do_push_manifest(std::move(r), std::move(ref), std::move(media_type), std::move(bytes), std::move(call)));
+}
+
+async::task<std::vector<std::string>> client::tags(oci::reference ref, call_options call) {
+    auto r = state_->get(ref.domain());
+    const auto strand = r->strand;
+    co_return co_await async::on(strand, do_tags(std::move(r), std::move(ref), std::move(call)));
+}
+
+async::task<std::vector<host_report>> client::check(oci::reference ref, call_options call) {
+    auto r = state_->get(ref.domain());
+    const auto strand = r->strand;
+    co_return co_await async::on(strand, do_check(std::move(r), std::move(ref), std::move(call)));
+}
+
+async::task<void> client::ping(std::string domain, call_options call) {
+    auto r = state_->get(domain);
+    const auto strand = r->strand;
+    co_await async::on(strand, do_ping(std::move(r), std::move(call)));
+}
+
+async::task<oci::descriptor> client::copy(oci::reference from, oci::reference to, copy_options o) {
+    if (state_->opts->pool == nullptr) throw error{errc::internal, "copying between registries needs options.pool"};
+    co_return co_await do_copy(*this, *state_->opts->pool, std::move(from), std::move(to), std::move(o));
 }
 
 // A rough look from any thread: the counters are plain words that one strand writes.

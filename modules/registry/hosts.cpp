@@ -22,7 +22,8 @@ bool on_loopback(std::string_view domain) {
 std::vector<host_settings> default_hosts(std::string_view domain) {
     return {{.host = domain == "docker.io" ? std::string("registry-1.docker.io") : std::string(domain),
              .plain_http = on_loopback(domain),
-             .section = cat("[registry.", quoted(domain), ']')}};
+             .section = cat("[registry.", quoted(domain), ']'),
+             .configured = false}};
 }
 
 }  // namespace cobuild::registry

@@ -45,6 +45,7 @@ public:
         /// The connection to that endpoint: an idle one, or a new one; the previous goes back.
         http::connection& at(const http::endpoint& e, const http::connection_options& options);
         [[nodiscard]] http::connection* current() const noexcept { return connection_.get(); }
+        std::string trace;  ///< ties the log lines of one operation together
 
     private:
         friend class socket_pool;
@@ -86,6 +87,7 @@ private:
 struct token {
     std::string header;  ///< the value of Authorization
     clock::time_point expires;
+    std::string login;  ///< what it was got with
 };
 
 struct host_state {
@@ -94,7 +96,10 @@ struct host_state {
     bool https_tried = false;                  ///< try_https_first has been decided
     std::optional<http::tls_context> tls;      ///< loaded at first use
     std::optional<http::tls_context> far_tls;  ///< the same trust without our keys, for other origins
+    std::string files;                         ///< state of the certificate files when they were read
     clock::time_point rests_until{};
+    clock::time_point warned_until{};  ///< the same failure is told once until then
+    unsigned warned_status = 0;
     std::map<std::string, clock::time_point> lacks;  ///< repositories it answered 404 for, until when that counts
     std::set<std::string> distrusted;                ///< digests it gave wrong bytes for
     std::optional<challenge> wants;                  ///< the last challenge
@@ -124,6 +129,7 @@ struct registry_state : std::enable_shared_from_this<registry_state> {
     std::shared_ptr<socket_pool> pool;
     std::map<std::string, std::shared_ptr<socket_pool>> far_pools;  ///< by origin: token servers, redirect targets
     std::vector<std::unique_ptr<host_state>> hosts;
+    std::map<cobuild::digest, std::set<std::string>> seen_in;  ///< blobs and the repositories that have them
 
     std::shared_ptr<socket_pool> far_pool(const std::string& origin);
     [[nodiscard]] bool owns(const http::endpoint& e) const;
@@ -149,7 +155,8 @@ struct ask {
 struct answer {
     http::response head;
     http::connection* from = nullptr;
-    http::url asked;  ///< after redirects
+    http::url asked;    ///< after redirects
+    std::string login;  ///< that was tried: `the login of "u" from FILE`
     std::optional<socket_pool::lease> far;
 };
 
@@ -158,9 +165,13 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
 /// Reads the error document and throws a host_error that says it.
 async::task<void> refuse(registry_state& r, host_state& h, answer& a, std::string doing);
 
-/// The Authorization value for these scopes, from cache or a token server; empty: send none. `rejected` got a 401.
-async::task<std::string> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
-                                   std::string rejected);
+struct authorization {
+    std::string header;  ///< empty: send none
+    std::string login;   ///< what it rests on, for errors: `the login of "u" from FILE`; empty: anonymous
+};
+/// The Authorization value for these scopes, from cache or a token server. `rejected` got a 401.
+async::task<authorization> authorize(registry_state& r, host_state& h, socket_pool::lease& slot, std::vector<std::string> scopes, const login& who,
+                                     std::string rejected);
 
 /// Tries hosts in order; returns when `op` does. `fatal` set by op before it throws ends everything with that exception.
 struct attempt_plan {
@@ -170,15 +181,49 @@ struct attempt_plan {
     bool by_digest = false;  ///< hosts known to lack the repository are left out
     bool push = false;       ///< origin only
     std::string digest;
+    std::string media_type;
+    std::uint64_t size = 0;
 };
 async::task<void> try_hosts(registry_state& r, attempt_plan plan, call_options call,
                             std::function<async::task<void>(host_state&, socket_pool::lease&)> op, std::shared_ptr<bool> fatal = {});
+
+// ---------------------------------------------------------------- docker's config.json
+
+inline constexpr std::string_view hub_key = "https://index.docker.io/v1/";
+bool is_hub(std::string_view host);
+/// What docker calls the host in its file and to its helpers.
+std::string docker_key(const std::string& host);
+/// Docker's ConvertToHostname: keys may be addresses with a scheme and a path.
+std::string host_of_key(std::string_view key);
+/// The config.json in `dir`; empty: $DOCKER_CONFIG, else ~/.docker.
+std::string docker_config_file(std::string dir);
 
 std::string pull_scope(const oci::reference& ref);
 std::string push_scope(const oci::reference& ref);
 std::optional<nanoseconds> parse_retry_after(std::string_view text);
 
+/// The names of one request in the debug log.
+struct log_ids {
+    std::string trace, span;
+};
+log_ids next_span(const std::string& trace);
+/// "do request" and "fetch response received", with the keys that BuildKit's users look for; secrets left out.
+void log_request(const http::url& u, const http::request& q, const std::string& digest, const log_ids& ids);
+void log_response(const http::url& u, const http::response& a, const std::string& digest, const log_ids& ids);
+/// `[registry."x"]`, or that there is none.
+std::string entry_of(const host_state& h);
+/// Throws when the body comes in a coding nobody asked for: its bytes are not the blob's.
+void refuse_encoding(const answer& a, std::string_view what);
+/// Where a mount may find `blob`, best first.
+std::vector<std::string> mount_sources(const registry_state& r, const oci::reference& ref, const cobuild::digest& blob,
+                                       std::vector<std::string> named);
+
 // ---------------------------------------------------------------- operations
+
+async::task<std::vector<host_report>> do_check(std::shared_ptr<registry_state> r, oci::reference ref, call_options call);
+async::task<oci::descriptor> do_copy(client& c, async::blocking_pool& pool, oci::reference from, oci::reference to, copy_options o);
+async::task<void> do_ping(std::shared_ptr<registry_state> r, call_options call);
+async::task<std::vector<std::string>> do_tags(std::shared_ptr<registry_state> r, oci::reference ref, call_options call);
 
 async::task<resolved> do_resolve(std::shared_ptr<registry_state> r, oci::reference ref, call_options call);
 async::task<manifest_content> do_fetch_manifest(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor target, call_options call);

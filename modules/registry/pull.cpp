@@ -97,7 +97,13 @@ void check_content(const host_state& h, const oci::descriptor& target, std::stri
 }
 
 attempt_plan plan_for(const oci::reference& ref, std::string doing, const oci::descriptor& d, bool transfer = false) {
-    return {.doing = std::move(doing), .repository = ref.path(), .transfer = transfer, .by_digest = true, .digest = d.digest.str()};
+    return {.doing = std::move(doing),
+            .repository = ref.path(),
+            .transfer = transfer,
+            .by_digest = true,
+            .digest = d.digest.str(),
+            .media_type = d.media_type,
+            .size = d.size};
 }
 
 }  // namespace
@@ -120,6 +126,8 @@ async::task<manifest_content> do_fetch_manifest(std::shared_ptr<registry_state> 
         q.digest = target.digest.str();
         auto a = co_await perform(*r, h, slot, std::move(q), call);
         if (!a.head.ok()) co_await refuse(*r, h, a, {});
+        if (media_type_of(a.head) != "text/plain") refuse_schema1(ref, media_type_of(a.head));  // some servers call every document so
+        refuse_encoding(a, cat("manifest ", target.digest.str(), " from ", h.name()));
         out.bytes = co_await a.from->read_all(max_manifest);
         check_content(h, target, out.bytes, "manifest");
         out.media_type = !target.media_type.empty() ? target.media_type : type_of_body(a.head, out.bytes);
@@ -140,6 +148,7 @@ async::task<std::string> do_fetch_small(std::shared_ptr<registry_state> r, oci::
         q.headers.set("Accept", cat(target.media_type.empty() ? "application/octet-stream" : target.media_type, ", */*"));
         auto a = co_await perform(*r, h, slot, std::move(q), call);
         if (!a.head.ok()) co_await refuse(*r, h, a, {});
+        refuse_encoding(a, cat("blob ", target.digest.str(), " from ", h.name()));
         out = co_await a.from->read_all(max_small);
         check_content(h, target, out, "blob");
     };

@@ -97,11 +97,32 @@ http::body_source reporting(http::body_source bytes, std::function<void(std::uin
             }};
 }
 
+std::size_t common_prefix(std::string_view a, std::string_view b) {
+    return static_cast<std::size_t>(std::mismatch(a.begin(), a.end(), b.begin(), b.end()).first - a.begin());
+}
+
 attempt_plan plan_for(const oci::reference& ref, std::string doing, bool transfer, const std::string& d) {
     return {.doing = std::move(doing), .repository = ref.path(), .transfer = transfer, .push = true, .digest = d};
 }
 
 }  // namespace
+
+std::vector<std::string> mount_sources(const registry_state& r, const oci::reference& ref, const digest& blob, std::vector<std::string> named) {
+    constexpr std::size_t most = 3;
+    if (const auto seen = r.seen_in.find(blob); seen != r.seen_in.end()) {
+        std::vector<std::string> more(seen->second.begin(), seen->second.end());
+        std::sort(more.begin(), more.end(), [&](const auto& a, const auto& b) {
+            const auto left = common_prefix(a, ref.path());
+            const auto right = common_prefix(b, ref.path());
+            return left != right ? left > right : a < b;
+        });
+        for (auto& m : more)
+            if (std::find(named.begin(), named.end(), m) == named.end()) named.push_back(std::move(m));
+    }
+    std::erase(named, ref.path());
+    if (named.size() > most) named.resize(most);
+    return named;
+}
 
 async::task<bool> do_exists(std::shared_ptr<registry_state> r, oci::reference ref, oci::descriptor what, call_options call) {
     bool out = false;
@@ -122,8 +143,7 @@ async::task<push_outcome> do_push_blob(std::shared_ptr<registry_state> r, oci::r
             outcome = push_outcome::existed;
             co_return;
         }
-        for (const auto& from : o.mount_from) {
-            if (from == ref.path()) continue;
+        for (const auto& from : mount_sources(*r, ref, blob.digest, o.mount_from)) {
             if (co_await mount(r, h, slot, ref, blob, from, o.call)) {
                 outcome = push_outcome::mounted;
                 co_return;

@@ -36,39 +36,6 @@ http::connection_options connection_options(const registry_state& r, const host_
     return {.tls = e == h.endpoint ? *h.tls : *h.far_tls, .timeouts = r.opts->timeouts, .proxy = r.opts->proxy, .trust_hint = h.settings.section};
 }
 
-// The query goes into no log: redirect targets carry signatures there.
-std::string without_query(const http::url& u) {
-    const auto text = u.str();
-    return text.substr(0, text.find('?'));
-}
-
-bool secret(std::string_view name) {
-    const auto n = to_lower(name);
-    return n == "authorization" || n == "www-authenticate" || n == "set-cookie" || n == "location" || n == "cookie";
-}
-
-void log_request(const http::url& u, const http::request& q, const ask& what) {
-    if (!log_enabled(log_level::debug)) return;
-    log(log_level::debug, "do request",
-        {{"digest", what.digest},
-         {"host", u.server.authority()},
-         {"request.header.accept", std::string(q.headers.get("accept").value_or(""))},
-         {"request.header.user-agent", std::string(q.headers.get("user-agent").value_or(""))},
-         {"request.method", q.method},
-         {"url", without_query(u)}});
-}
-
-void log_response(const http::url& u, const http::response& a, const ask& what) {
-    if (!log_enabled(log_level::debug)) return;
-    std::vector<std::pair<std::string, std::string>> names;
-    for (const auto& h : a.headers)
-        if (!secret(h.name)) names.emplace_back(cat("response.header.", to_lower(h.name)), h.value);
-    std::vector<log_field> fields{
-        {"digest", what.digest}, {"host", u.server.authority()}, {"response.status", a.status_text()}, {"url", without_query(u)}};
-    for (auto& [name, value] : names) fields.push_back({name, value});
-    log(log_level::debug, "fetch response received", fields);
-}
-
 bool is_redirect(unsigned status, const std::string& method) {
     if (status == 307 || status == 308) return true;
     return (status == 301 || status == 302 || status == 303) && (method == "GET" || method == "HEAD");
@@ -120,46 +87,69 @@ async::task<http::response> send_deciding(registry_state& r, host_state& h, sock
 }  // namespace
 
 async::task<void> prepare(registry_state& r, host_state& h) {
-    if (h.tls) co_return;
-    // Two tasks may both load; the results are the same.
-    http::tls_context near;
-    http::tls_context far;
     const auto& own = h.settings;
-    if (own.ca.empty() && own.tls_dirs.empty() && own.key_pairs.empty() && !own.insecure && !h.endpoint.tls) {
-        h.tls = near;
-        h.far_tls = far;
+    const bool has_files = !own.ca.empty() || !own.tls_dirs.empty() || !own.key_pairs.empty();
+    if (h.tls && !has_files) co_return;
+    if (!has_files && !own.insecure && !h.endpoint.tls) {
+        h.tls.emplace();
+        h.far_tls.emplace();
         co_return;
     }
-    const auto load = [settings = h.settings, &near, &far] {
-        near = http::tls_context::load(trust_of(settings, true));
-        far = settings.key_pairs.empty() ? near : http::tls_context::load(trust_of(settings, false));
+    // Two tasks may both load; the results are the same.
+    struct {
+        http::tls_context near, far;
+        std::string files;
+        bool changed = false;
+    } got;
+    const auto load = [settings = own, known = h.tls ? std::optional(h.files) : std::nullopt, &got] {
+        got.files = http::file_state(trust_of(settings, true));
+        if (known && *known == got.files) return;
+        got.changed = true;
+        got.near = http::tls_context::load(trust_of(settings, true));
+        got.far = settings.key_pairs.empty() && settings.tls_dirs.empty() ? got.near : http::tls_context::load(trust_of(settings, false));
     };
+    std::optional<error> failed;
     try {
         if (r.opts->pool != nullptr) {
             co_await r.opts->pool->run(load);
         } else {
             load();
         }
-    } catch (error& e) {
-        throw std::move(e).with(h.settings.section.empty() ? h.name() : h.settings.section);
+    } catch (const error& e) {
+        failed = e;
     }
-    h.tls = near;
-    h.far_tls = far;
+    const bool again = h.tls.has_value();
+    if (failed && (!again || failed->kind() == errc::canceled)) throw std::move(*failed).with(own.section.empty() ? h.name() : own.section);
+    if (!got.changed) co_return;
+    h.files = std::move(got.files);
+    if (failed) {
+        // Half written, perhaps: a key comes after its certificate. What was good a moment ago serves until the next change.
+        log(log_level::warning, "certificates changed and cannot be used; the old ones serve on", {{"host", h.name()}, {"error", failed->what()}});
+        co_return;
+    }
+    h.tls = got.near;
+    h.far_tls = got.far;
+    if (!again) co_return;
+    log(log_level::info, "certificates changed and were read again", {{"host", h.name()}});
+    r.pool->close_idle();
+    for (const auto& [origin, pool] : r.far_pools) pool->close_idle();
 }
 
 async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease& slot, ask what, call_options call) {
     co_await prepare(r, h);
     const auto& who = who_asks(r, call);
-    auto authorization = co_await authorize(r, h, slot, what.scopes, who, {});
+    auto proof = co_await authorize(r, h, slot, what.scopes, who, {});
     answer out;
+    out.login = proof.login;
     out.asked = url_of(h, r, what);
     bool challenged = false;
     for (unsigned hops = 0;;) {
         const bool at_host = out.asked.server == h.endpoint;
         http::request q{.method = what.method, .target = out.asked.target, .headers = what.headers, .body = what.body};
         q.headers.set("User-Agent", r.opts->user_agent);
-        if (at_host && !authorization.empty()) q.headers.set("Authorization", authorization);
-        log_request(out.asked, q, what);
+        if (at_host && !proof.header.empty()) q.headers.set("Authorization", proof.header);
+        const auto ids = next_span(slot.trace);
+        log_request(out.asked, q, what.digest, ids);
         if (at_host) {
             out.far.reset();
             out.head = co_await send_deciding(r, h, slot, std::move(q));
@@ -175,7 +165,7 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
             out.from = &out.far->at(out.asked.server, connection_options(r, h, out.asked.server));
             out.head = co_await out.from->send(std::move(q));
         }
-        log_response(out.asked, out.head, what);
+        log_response(out.asked, out.head, what.digest, ids);
         if (out.head.status == 401 && at_host && !challenged && !what.challenged_once) {
             challenged = true;
             auto wants = choose(out.head);
@@ -187,12 +177,13 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
             std::erase_if(wants->parameters, [](const auto& p) { return p.first == "scope"; });
             h.wants = std::move(wants);
             co_await out.from->discard();
-            auto next = co_await authorize(r, h, slot, what.scopes, who, authorization);
-            if (next.empty())
+            auto next = co_await authorize(r, h, slot, what.scopes, who, proof.header);
+            if (next.header.empty() || (next.header == proof.header && next.login.empty()))
                 throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized and there is no login for it")}, 401};
-            if (next == authorization)
-                throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized: it refused the login")}, 401};
-            authorization = std::move(next);
+            if (next.header == proof.header)
+                throw host_error{error{errc::unauthorized, cat(h.name(), " answered 401 Unauthorized: it refused ", next.login)}, 401};
+            proof = std::move(next);
+            out.login = proof.login;
             continue;
         }
         const auto location = out.head.headers.get("location");
@@ -201,7 +192,7 @@ async::task<answer> perform(registry_state& r, host_state& h, socket_pool::lease
         auto target = out.asked.resolve(*location);
         co_await out.from->discard();
         // Never back to the host with its login after another origin has had a say.
-        if (target.server != out.asked.server) authorization.clear();
+        if (target.server != out.asked.server) proof.header.clear();
         out.asked = std::move(target);
     }
 }
@@ -210,6 +201,8 @@ async::task<void> refuse(registry_state& r, host_state& h, answer& a, std::strin
     std::string detail;
     try {
         const auto body = co_await a.from->read_all(max_error_body);
+        if (a.head.status == 400 && !a.asked.server.tls && body.find("HTTP request to an HTTPS server") != std::string::npos)
+            detail = cat("it speaks TLS", h.settings.section.empty() ? "" : cat("; set http = false in ", h.settings.section));
         const auto v = json::parse(body);
         if (const auto* list = v.find("errors"); list != nullptr && list->is_array() && !list->as_array().empty()) {
             const auto& first = list->as_array().front();
@@ -227,14 +220,21 @@ async::task<void> refuse(registry_state& r, host_state& h, answer& a, std::strin
                       : status == 404                                   ? errc::not_found
                       : status >= 500 || status == 429 || status == 408 ? errc::unavailable
                                                                         : errc::invalid;
+    if (kind == errc::unauthorized) doing.append(a.login.empty() ? "; there is no login for it" : cat("; ", a.login, " was tried"));
     const auto who = a.far ? cat(h.name(), " (sent on to ", a.asked.server.authority(), ')') : h.name();
-    host_error e{
-        error{kind, cat(who, " answered ", a.head.status_text(), detail.empty() ? "" : cat(" (", detail, ')'), doing.empty() ? "" : cat(' ', doing))},
-        status};
+    host_error e{error{kind, cat(who, " answered ", a.head.status_text(), detail.empty() ? "" : cat(" (", detail, ')'),
+                                 doing.empty() || doing.starts_with(';') ? doing : cat(' ', doing))},
+                 status};
     e.rest = status >= 500;
     if (const auto after = a.head.headers.get("retry-after")) e.retry_after = parse_retry_after(*after);
     (void)r;
     throw host_error{std::move(e)};
+}
+
+void refuse_encoding(const answer& a, std::string_view what) {
+    const auto coding = to_lower(trim(a.head.headers.get("content-encoding").value_or("")));
+    if (coding.empty() || coding == "identity") return;
+    throw host_error{error{errc::corrupt, cat(what, " comes with Content-Encoding ", quoted(coding), ", which nobody asked for")}};
 }
 
 }  // namespace cobuild::registry

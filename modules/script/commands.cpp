@@ -162,7 +162,7 @@ void session::check_outcome(bool negated, const std::vector<std::string>& words)
 async::task<void> session::run_cobuild(bool negated, std::vector<std::string> words) {
     std::vector<std::string> args{program_};
     args.insert(args.end(), words.begin() + 1, words.end());
-    static const std::set<std::string> with_engine{"build", "images", "image", "du", "prune"};
+    static const std::set<std::string> with_engine{"build", "images", "image", "du", "prune", "registry", "login"};
     if (words.size() > 1 && with_engine.contains(words[1])) {
         const auto given = [&](std::string_view flag) {
             for (const auto& w : words)

@@ -233,8 +233,8 @@ CO_TEST_CASE(docker_config_file) {
                          R"("},"https://r.example/v2/":{"username":"u","password":"p"},)", R"("id.example":{"auth":")", base64_encode("x:y"),
                          R"(","identitytoken":"it"},"empty.example":{}},"credHelpers":{"h.example":"thing"}})"));
     std::vector<std::string> asked;
-    auto helper = [&](std::string program, std::string input) -> task<std::string> {
-        asked.push_back(cat(program, ' ', input));
+    auto helper = [&](std::string program, std::string verb, std::string input) -> task<std::string> {
+        asked.push_back(cat(program, ' ', verb, ' ', input));
         co_return R"({"Username":"<token>","Secret":"s"})";
     };
     const auto p = registry::docker_credentials(rt.pool(), dir.path().string(), helper);
@@ -247,7 +247,7 @@ CO_TEST_CASE(docker_config_file) {
     BOOST_TEST(!(co_await p("empty.example")).has_value());
     BOOST_TEST(!(co_await p("other.example")).has_value());
     BOOST_TEST((co_await p("h.example")).value().secret == "s");
-    BOOST_TEST(asked.at(0) == "docker-credential-thing h.example");
+    BOOST_TEST(asked.at(0) == "docker-credential-thing get h.example");
     const auto without = registry::docker_credentials(rt.pool(), dir.path().string());
     BOOST_TEST(says(co_await failure(without("h.example")), "docker-credential-thing"));
     const auto absent = registry::docker_credentials(rt.pool(), (dir / "gone").string());

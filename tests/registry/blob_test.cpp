@@ -301,3 +301,48 @@ CO_TEST_CASE(a_kept_socket_the_server_closed_is_opened_anew) {
     }
     co_await c.close();
 }
+
+// A byte now and then keeps within every limit on idleness; it is given up all the same, a bounded number of times.
+CO_TEST_CASE(a_body_that_trickles_is_given_up) {
+    fake_registry r;
+    const auto bytes = sample(200'000);
+    r.add_blob(bytes);
+    r.hold_blobs(true);  // the first byte, then nothing
+    auto o = options_for(rt, r);
+    o.retry.slow_window = 0ns;
+    registry::client c(std::move(o));
+    std::string got;
+    const auto e = co_await failure(c.fetch_blob(name, describe_blob(bytes), into(got)));
+    r.hold_blobs(false);
+    BOOST_TEST((e.kind() == errc::timed_out));
+    BOOST_TEST(says(e, cat("blob ", digest::of(bytes).str(), " from ", r.host(), " comes too slowly")));
+    BOOST_TEST(r.count("GET") == 3U);
+    co_await c.close();
+}
+
+CO_TEST_CASE(a_coding_nobody_asked_for_is_named) {
+    fake_registry r;
+    const auto bytes = sample(100);
+    r.on_request([&](const fake_request&) { return fake_response{.headers = {{"Content-Encoding", "gzip"}}, .body = bytes}; });
+    registry::client c(options_for(rt, r));
+    std::string got;
+    const auto e = co_await failure(c.fetch_blob(name, describe_blob(bytes), into(got)));
+    BOOST_TEST((e.kind() == errc::corrupt));
+    BOOST_TEST(says(e, "comes with Content-Encoding \"gzip\", which nobody asked for"));
+    BOOST_TEST(got.empty());
+    co_await c.close();
+}
+
+CO_TEST_CASE(an_endless_body_ends_at_the_declared_size) {
+    fake_registry r;
+    const auto bytes = sample(1000);
+    const std::string endless(5'000'000, 'e');
+    r.on_request([&](const fake_request&) { return fake_response{.body = endless, .chunked = true}; });
+    registry::client c(options_for(rt, r));
+    std::string got;
+    const auto e = co_await failure(c.fetch_blob(name, describe_blob(bytes), into(got)));
+    BOOST_TEST((e.kind() == errc::corrupt));
+    BOOST_TEST(says(e, "1000 bytes were declared in the manifest, 1001 came"));
+    BOOST_TEST(got.size() <= bytes.size());
+    co_await c.close();
+}

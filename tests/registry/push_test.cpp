@@ -160,3 +160,20 @@ CO_TEST_CASE(a_push_that_must_fetch_does_not_wait_for_itself) {
         co_await c.close();
     }
 }
+
+// The best source of a mount is the repository of the most similar name among those seen with the blob.
+CO_TEST_CASE(a_blob_seen_elsewhere_is_mounted_from_the_nearest) {
+    fake_registry r;
+    const std::string layer = "a layer of the base";
+    for (const auto* repository : {"other/base", "team/base"}) r.add_image(repository, "1", {layer});
+    r.on_request([](const fake_request& q) -> std::optional<fake_response> {
+        return q.method == "HEAD" && q.path.find("/team/app/") != std::string::npos ? std::optional(fake_response{.status = 404}) : std::nullopt;
+    });
+    registry::client c(options_for(rt, r));
+    for (const auto* repository : {"other/base", "team/base"})
+        co_await c.fetch_image(oci::reference::parse(cat("registry.test/", repository, ":1")), oci::parse_platform("linux/amd64"));
+    const auto app = oci::reference::parse("registry.test/team/app:1");
+    BOOST_TEST((co_await c.push_blob(app, describe_blob(layer), {}) == registry::push_outcome::mounted));
+    BOOST_TEST(r.requests().back().query.at("from") == "team/base");
+    co_await c.close();
+}
