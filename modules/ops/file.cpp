@@ -37,7 +37,7 @@ digest file_key(llb::op what) {
             copy != nullptr && action.secondary_input >= 0 && action.secondary_input < inputs)
             copy->src = base_name(copy->src);
     what.constraints.reset();
-    return key_of("file.v0", what);
+    return key_of("file.v1", what);
 }
 
 /// What disk usage shows of an action's result.
@@ -130,6 +130,11 @@ public:
         for (const auto& a : file_.actions) {
             const auto* copy = std::get_if<llb::copy_action>(&a.what);
             if (copy == nullptr || a.secondary_input != static_cast<std::int64_t>(input)) continue;
+            // A backslash may be a letter or an escape, which only the copy finds out: then all counts.
+            if (copy->src.find('\\') != std::string::npos) {
+                wanted.emplace_back();  // "/"
+                continue;
+            }
             wanted.push_back({.path = copy->src,
                               .wildcard = copy->allow_wildcard && fs::has_wildcard(copy->src),
                               .follow_links = copy->follow_symlink,
