@@ -172,10 +172,11 @@ enum class copy_verdict {
     take,     ///< this entry; of a directory its content is asked for one by one
     skip,     ///< neither it nor anything below it
     descend,  ///< not by itself; made with the source's attributes once something below it is taken
+    way,      ///< as descend, but a directory that exists keeps its owner, attributes and time, and only gets the source's mode
 };
 struct copied_entry {
     std::string_view path;       ///< relative to the start, "" for the start itself
-    const file_info& info;       ///< as it stands at the target
+    const file_info& info;       ///< as it stands at the target; of a directory on the `way` as it would stand were it new
     std::string_view link;       ///< a symbolic link's target
     std::string_view hard_link;  ///< path of the entry it is a hard link to, if it became one
     const digest* content;       ///< of a regular file when `hash` was asked for
@@ -191,8 +192,10 @@ struct copy_options {
     std::function<bool(std::string_view key)> xattr;
     std::function<copy_verdict(std::string_view path, const file_info&)> filter;
     std::function<void(const copied_entry&)> done;  ///< after each entry; directories when they are made
-    /// A directory that exists keeps owner, mode and time (COPY onto "/" must not touch "/"), but for the start when false.
+    /// The start, where it is a directory that exists, keeps owner and mode (COPY onto "/" must not touch "/"); it gets the time.
     bool keep_existing_root = true;
+    /// What is taken replaces what is there even where only one of the two is a directory; two directories merge.
+    bool replace = false;
 };
 /// Copies from/name to to/to_name. Directories merge (an existing one gets the source's attributes unless it is the
 /// start, see above); other things replace what is there. errc::invalid when a directory would replace a non-directory

@@ -32,9 +32,11 @@ namespace {
 
 std::optional<llb::user_opt> owner_part(std::string_view text, std::int64_t base) {
     if (text.empty() || text == "root") return llb::user_opt{std::uint32_t{0}};
-    std::int32_t id = 0;
+    // BuildKit reads 31 bits and takes a larger number for a name; ids have 32, and the last one means "no id".
+    constexpr std::uint32_t no_id = 0xffffffff;
+    std::uint32_t id = 0;
     const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), id);
-    if (failed == std::errc{} && end == text.data() + text.size()) return llb::user_opt{static_cast<std::uint32_t>(id)};
+    if (failed == std::errc{} && end == text.data() + text.size() && id != no_id) return llb::user_opt{id};
     return llb::user_opt{llb::named_user{std::string(text), base}};
 }
 

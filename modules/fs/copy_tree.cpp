@@ -36,10 +36,10 @@ struct level {
     std::string name;  ///< at the target
     file_info info;    ///< of the source
     xattr_list xattrs;
-    unique_fd target;     ///< once made
-    bool taken = false;   ///< as opposed to: only on the way
-    bool merged = false;  ///< existed and keeps what it has
-    unique_fd source;     ///< kept open until made, for its attributes
+    unique_fd target;  ///< once made
+    copy_verdict how = copy_verdict::take;
+    bool kept = false;  ///< existed and keeps what it has
+    unique_fd source;   ///< kept open until made, for its attributes
 };
 
 class copier {
@@ -57,7 +57,7 @@ public:
         if (!dir) throw_errno(cat("opening ", quoted(name)));
         const copy_verdict v = verdict("", *info);
         if (v == copy_verdict::skip) return;
-        enter_dir("", to_name_, *info, dir.duplicate(), v == copy_verdict::take);
+        enter_dir("", to_name_, *info, dir.duplicate(), v);
         walk(dir.get(), walk_hooks{[&](const walk_entry& e) { return visit(e); }, [&](std::string_view, int) { leave_dir(); }});
     }
 
@@ -72,16 +72,16 @@ private:
         if (e.info.is_dir()) {
             unique_fd dir{::openat(e.dir_fd, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
             if (!dir) throw_errno(cat("opening ", quoted(e.path)));
-            enter_dir(e.path, name, e.info, std::move(dir), v == copy_verdict::take);
+            enter_dir(e.path, name, e.info, std::move(dir), v);
         } else if (v == copy_verdict::take) {
             copy_one(e.dir_fd, name, e.path, e.info);
         }
         return walk_step::go_on;
     }
 
-    void enter_dir(std::string_view path, const std::string& name, const file_info& info, unique_fd source, bool taken) {
-        levels_.push_back(level{.path = std::string(path), .name = name, .info = info, .taken = taken, .source = std::move(source)});
-        if (taken) make_levels();
+    void enter_dir(std::string_view path, const std::string& name, const file_info& info, unique_fd source, copy_verdict how) {
+        levels_.push_back(level{.path = std::string(path), .name = name, .info = info, .how = how, .source = std::move(source)});
+        if (how == copy_verdict::take) make_levels();
     }
 
     /// The directory that the current entry goes into.
@@ -95,26 +95,37 @@ private:
     }
 
     void make_dir(int parent, level& l) {
-        const auto there = stat_at(parent, l.name);
+        auto there = stat_at(parent, l.name);
+        if (there && !there->is_dir() && o_.replace && l.how == copy_verdict::take) {
+            remove_tree(parent, l.name);
+            there.reset();
+        }
         if (there && !there->is_dir())
             throw error{errc::invalid, cat("cannot copy the directory ", quoted(l.path.empty() ? l.name : l.path), " onto ", quoted(l.name),
                                            there->is_link() ? ", which is a symbolic link" : ", which is not a directory")};
         if (!there && ::mkdirat(parent, l.name.c_str(), 0700) != 0) throw_errno(cat("making the directory ", quoted(l.name)));
-        l.merged = there && l.path.empty() && o_.keep_existing_root;
+        const bool on_the_way = there && l.how == copy_verdict::way;
+        l.kept = on_the_way || (there && l.path.empty() && o_.keep_existing_root);
         l.target = unique_fd{::openat(parent, l.name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
         if (!l.target) throw_errno(cat("opening ", quoted(l.name)));
-        if (!l.merged) {
-            l.xattrs = read_xattrs(l.source.get(), "");
-            finish(l.target.get(), "", l.info, l.xattrs);
-        }
+        if (on_the_way && ::fchmod(l.target.get(), l.info.permissions()) != 0) throw_errno(cat("setting the mode of ", quoted(l.name)));
+        l.xattrs = read_xattrs(l.source.get(), "");
+        if (!l.kept) finish(l.target.get(), "", l.info, l.xattrs);
         l.source.reset();
-        if (o_.done) report(l.path, *stat_at(l.target.get(), ""), {}, {}, nullptr, l.xattrs);
+        if (o_.done) report(l.path, on_the_way ? as_new(l.info) : *stat_at(l.target.get(), ""), {}, {}, nullptr, l.xattrs);
+    }
+
+    file_info as_new(file_info info) const {
+        const std::uint32_t mode = o_.mode ? o_.mode(info) : info.permissions();
+        info.mode = (info.mode & S_IFMT) | mode;
+        if (o_.who) info.uid = o_.who->uid, info.gid = o_.who->gid;
+        return info;
     }
 
     void leave_dir() {
         const level l = std::move(levels_.back());
         levels_.pop_back();
-        if (l.target && !l.merged) set_time(l.target.get(), "", o_.mtime.value_or(l.info.mtime));
+        if (l.target && (!l.kept || l.path.empty())) set_time(l.target.get(), "", o_.mtime.value_or(l.info.mtime));
     }
 
     xattr_list read_xattrs(int dirfd, std::string_view name) {
@@ -130,9 +141,10 @@ private:
         const std::string to_name = levels_.empty() ? to_name_ : name;
         const int to = levels_.empty() ? to_ : make_levels();
         const auto there = stat_at(to, to_name);
-        if (there && there->is_dir())
+        if (there && there->is_dir() && !o_.replace)
             throw error{errc::invalid, cat("cannot replace the directory ", quoted(to_name), " by something that is not one")};
-        if (there && ::unlinkat(to, to_name.c_str(), 0) != 0) throw_errno(cat("replacing ", quoted(to_name)));
+        if (there && there->is_dir()) remove_tree(to, to_name);
+        if (there && !there->is_dir() && ::unlinkat(to, to_name.c_str(), 0) != 0) throw_errno(cat("replacing ", quoted(to_name)));
         const bool linked = o_.keep_hard_links && info.nlink > 1 && !path.empty();
         if (linked && link_to_first(to, to_name, path, info)) return;
         const xattr_list xattrs = read_xattrs(from, name);

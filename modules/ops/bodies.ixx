@@ -41,8 +41,9 @@ fs::copy_verdict included_by(const fs::ignore_patterns& patterns, std::string_vi
 /// What is left when both must allow it.
 fs::copy_verdict both(fs::copy_verdict a, fs::copy_verdict b);
 
-/// Paths in `root` that a pattern of filepath.Match names component by component, in path order. Links to directories are entered.
-std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern);
+/// Paths in `root` that a pattern of filepath.Match names component by component, in path order. Links before the first
+/// wildcard are followed (the last of them only with `follow`), behind it no link is entered (BuildKit's rule).
+std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern, bool follow);
 
 std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope);
 /// http://, https://, git:// and oci-layout://; null for any other.

@@ -37,6 +37,15 @@ std::string base_name(std::string_view path) {
     return std::string(path.substr(path.rfind('/') + 1));
 }
 
+/// Of a relative path; "" where nothing stands above.
+std::string parent_of(std::string_view path) {
+    const auto slash = path.rfind('/');
+    return slash == std::string_view::npos ? std::string() : std::string(path.substr(0, slash));
+}
+
+/// Of a client's file only what an unprivileged client could have sent counts, and capabilities.
+bool client_xattr(std::string_view key) { return key == "security.capability" || (key.starts_with("user.") && !key.starts_with("user.overlay.")); }
+
 std::string relative(std::string_view path) {
     std::string clean = fs::clean_path(cat("/", path));
     clean.erase(0, 1);
@@ -59,7 +68,8 @@ public:
     [[nodiscard]] fs::copy_verdict by_action(std::string_view path, const fs::file_info& info) const {
         const std::string_view own = path.empty() && !info.is_dir() ? std::string_view(name_) : path;
         if (own.empty()) return fs::copy_verdict::take;
-        return both(excluded_by(exclude_, own, info.is_dir()), included_by(include_, own, info.is_dir()));
+        const auto verdict = both(excluded_by(exclude_, own, info.is_dir()), included_by(include_, own, info.is_dir()));
+        return verdict == fs::copy_verdict::descend ? fs::copy_verdict::way : verdict;
     }
 
 private:
@@ -106,8 +116,11 @@ bool hidden(const copy_job& job, std::string_view path, const fs::file_info& inf
 std::vector<std::string> find_sources(const copy_job& job) {
     const std::string path = relative(job.what.src);
     if (!job.what.allow_wildcard || !fs::has_wildcard(path)) return {path};
-    auto found = expand_wildcard(*job.from, path);
-    std::erase_if(found, [&](const std::string& f) { return hidden(job, f, *job.from->stat(f)); });
+    auto found = expand_wildcard(*job.from, path, job.what.follow_symlink || job.live != nullptr);
+    std::erase_if(found, [&](const std::string& f) {
+        const auto info = *job.from->stat(f);
+        return info.is_socket() || hidden(job, f, info);
+    });
     if (found.empty() && !job.what.allow_empty_wildcard) throw error{errc::not_found, cat(quoted(job.what.src), ": nothing matches this pattern")};
     return found;
 }
@@ -168,6 +181,11 @@ private:
     bool one(const std::string& path, bool several) {
         const std::string source = resolve_source(job_, path);
         const auto info = *job_.from->stat(source);
+        // No layer can hold a socket; clients do not even send it.
+        if (info.is_socket()) {
+            if (job_.live != nullptr) throw error{errc::not_found, cat(quoted(cat("/", path)), " is a socket, which no image can hold")};
+            return true;
+        }
         const selection chosen(job_, source, base_name(path));
         // What the action itself excludes is no mistake: "COPY --exclude=*.md hom* /d/".
         if (chosen.by_action("", info) == fs::copy_verdict::skip) return true;
@@ -175,35 +193,41 @@ private:
         landed_.source(contents ? "" : base_name(path));
         // Of a directory whose contents are meant nothing lands but these; otherwise it counts as the source has it, since where
         // it lands it may exist already.
-        if (info.is_dir() && !contents) add(landed_entry{"", info, nullptr, ""});
+        if (info.is_dir() && !contents) add(landed_entry{"", info, nullptr, "", {}});
         if (job_.to == nullptr) return remembered(source, info, chosen);
-        const std::string dest = prepare_destination(base_name(path), contents, several);
+        const std::string dest = prepare_destination(base_name(path), info.is_dir(), several);
         if (job_.what.attempt_unpack && info.is_file() && unpacked(source)) return true;
-        copy(source, dest, info.is_dir(), chosen);
+        copy(source, dest, chosen);
         return true;
     }
 
     void make_dirs(const std::string& path) {
-        const auto made = job_.to->make_dirs(path, 0755, job_.owner.value_or(fs::owner{}), time_of(job_.what));
+        // An octal --chmod is for the directories above as well (BuildKit's rule), a symbolic one is not.
+        const bool octal = job_.what.mode_str.empty() && job_.what.mode >= 0;
+        const std::uint32_t mode = octal ? static_cast<std::uint32_t>(job_.what.mode) & 0777 : 0755;
+        const auto made = job_.to->make_dirs(path, mode, job_.owner.value_or(fs::owner{}), time_of(job_.what));
         made_.insert(made_.end(), made.begin(), made.end());
     }
 
-    /// Makes the directories above, for contents the one they go into, and tells the path to write to.
-    std::string prepare_destination(const std::string& name, bool contents, bool several) {
-        const bool slash = job_.what.dest.ends_with('/') || job_.what.dest.ends_with("/.");
-        const std::string dest = relative(job_.what.dest);
-        const auto last = dest.rfind('/');
-        const std::string above = last == std::string::npos ? "" : dest.substr(0, last);
+    /// Makes the directories above, for contents the one they go into, and tells the path to write to, without links.
+    std::string prepare_destination(const std::string& name, bool directory, bool several) {
+        const bool slash = several || job_.what.dest.ends_with('/') || job_.what.dest.ends_with("/.");
+        const bool contents = directory && job_.what.dir_copy_contents;
+        const std::string named = relative(job_.what.dest);
+        const std::string above = parent_of(named);
         if (!job_.what.create_dest_path && !job_.to->stat(above, fs::links::follow))
             throw error{errc::not_found, cat("copying to ", job_.what.dest, ": the directory ", quoted(cat("/", above)), " does not exist")};
-        const auto there = job_.to->stat(dest, fs::links::follow);
-        if (contents || slash || several) {
+        make_dirs(slash ? named : above);
+        // A link as the last component is followed, dangling or not: what it names is written, never the link replaced.
+        const std::string dest = job_.to->resolve(named, fs::links::follow);
+        const auto there = job_.to->stat(dest);
+        if (contents) {
             if (!there) make_dirs(dest);
-        } else if (!above.empty()) {
-            make_dirs(above);
+            return dest;
         }
-        if (contents) return dest;
-        return slash || several || (there && there->is_dir()) ? join(dest, name) : dest;
+        const bool into = there && (directory || there->is_dir());
+        make_dirs(into ? dest : parent_of(dest));
+        return into ? join(dest, name) : dest;
     }
 
     /// ADD: an archive's content goes into the directory that the destination names.
@@ -219,11 +243,11 @@ private:
         const auto after = *fs::stat_at(file.get(), "");
         if (after.size != read->info.size || after.mtime != read->info.mtime || after.ctime != read->info.ctime)
             throw error{errc::io, cat(quoted(source), " changed while it was unpacked")};
-        add({"", read->info, &read->value.data, ""});
+        add({"", read->info, &read->value.data, "", {}});
         return true;
     }
 
-    void copy(const std::string& source, const std::string& dest, bool directory, const selection& chosen) {
+    void copy(const std::string& source, const std::string& target, const selection& chosen) {
         fs::copy_options options;
         options.hash = job_.live != nullptr;
         if (job_.owner)
@@ -232,19 +256,15 @@ private:
             options.who = fs::owner{};
         if (!job_.what.mode_str.empty() || job_.what.mode >= 0) options.mode = [this](const fs::file_info& i) { return mode_of(job_.what, i); };
         options.mtime = time_of(job_.what);
+        options.replace = job_.what.always_replace_existing;
         options.filter = [&chosen](std::string_view path, const fs::file_info& info) { return chosen(path, info); };
         if (job_.live != nullptr) watch(options, chosen);
         auto [from_dir, from_name] =
             source.empty() ? std::pair{job_.from->open("", O_RDONLY | O_DIRECTORY), std::string(".")} : job_.from->parent(source);
-        std::string target = job_.to->resolve(dest, fs::links::keep);
         if (target.empty()) {
             fs::copy_tree(from_dir.get(), from_name, job_.to->fd(), ".", options);
             return;
         }
-        // A directory is merged through a link that names a directory; anything else replaces the link's place.
-        if (const auto there = job_.to->stat(target); directory && there && there->is_link())
-            if (const auto behind = job_.to->stat(target, fs::links::follow); behind && behind->is_dir())
-                target = job_.to->resolve(dest, fs::links::follow);
         auto [to_dir, to_name] = job_.to->parent(target);
         fs::copy_tree(from_dir.get(), from_name, to_dir.get(), to_name, options);
     }
@@ -252,8 +272,7 @@ private:
     /// Digests what lands, and remembers each file's digest by the stat it had before: copy_tree makes sure that it was the
     /// same afterwards.
     void watch(fs::copy_options& options, const selection& chosen) {
-        options.keep_hard_links = false;
-        options.xattr = [](std::string_view) { return false; };
+        options.xattr = client_xattr;
         options.filter = [this, &chosen](std::string_view path, const fs::file_info& info) {
             const auto verdict = chosen(path, info);
             if (verdict != fs::copy_verdict::skip && info.is_file())
@@ -263,12 +282,14 @@ private:
         };
         options.done = [this](const fs::copied_entry& e) {
             if (e.path.empty() && e.info.is_dir()) return;
-            landed_.add(e.path, e.info, e.info.permissions(), {e.info.uid, e.info.gid}, e.link, e.content, {});
+            // Of a directory on the way the source's attributes count whether they were taken or not.
+            const auto xattrs = cache::xattrs_digest({e.xattrs.begin(), e.xattrs.end()});
+            landed_.add(e.path, e.info, e.info.permissions(), {e.info.uid, e.info.gid}, e.link, e.content, xattrs);
             const auto before = seen_.find(std::string(e.path));
             if (before == seen_.end()) return;
             if (memo_ != nullptr && e.content != nullptr) {
                 const auto key = cache::key_of(file_system(), before->second.first);
-                memo_->remember(key, before->second.second, key, {*e.content, {}});
+                memo_->remember(key, before->second.second, key, {*e.content, xattrs});
             }
             seen_.erase(before);
         };
@@ -283,7 +304,7 @@ private:
     bool remembered(const std::string& source, const fs::file_info& info, const selection& chosen) {
         if (job_.what.attempt_unpack && info.is_file()) {
             const auto file = job_.from->open(source, O_RDONLY);
-            if (archive::is_add_archive(file.get())) return add_remembered("", info, file.get(), "");
+            if (archive::is_add_archive(file.get())) return add_remembered("", info, file.get(), "", false);
         }
         if (!info.is_dir()) {
             const auto [dir, name] = job_.from->parent(source);
@@ -296,11 +317,14 @@ private:
             const auto verdict = chosen(e.path, e.info);
             if (verdict == fs::copy_verdict::skip || e.info.is_socket()) return e.info.is_dir() ? fs::walk_step::skip_dir : fs::walk_step::go_on;
             while (!waiting.empty() && !e.path.starts_with(waiting.back().first + "/")) waiting.pop_back();
-            if (verdict == fs::copy_verdict::descend) {
+            if (verdict != fs::copy_verdict::take) {
                 waiting.emplace_back(std::string(e.path), e.info);
                 return fs::walk_step::go_on;
             }
-            for (const auto& [path, above] : waiting) add_remembered(path, above, -1, "");
+            for (const auto& [path, above] : waiting) {
+                const auto [dir, name] = job_.from->parent(join(source, path));
+                add_remembered(path, above, dir.get(), name);
+            }
             waiting.clear();
             known = add_remembered(e.path, e.info, e.dir_fd, e.name);
             return known ? fs::walk_step::go_on : fs::walk_step::stop;
@@ -308,8 +332,9 @@ private:
         return known;
     }
 
-    bool add_remembered(std::string_view path, const fs::file_info& info, int dir, std::string_view name) {
+    bool add_remembered(std::string_view path, const fs::file_info& info, int dir, std::string_view name, bool attributes = true) {
         std::optional<digest> content;
+        digest xattrs;
         std::string link;
         if (info.is_link()) link = fs::read_link_at(dir, name);
         if (info.is_file()) {
@@ -317,8 +342,10 @@ private:
             const auto value = memo_->find(cache::key_of(file_system(), info));
             if (!value) return false;
             content = value->data;
+            if (attributes) xattrs = value->xattrs;
         }
-        add({path, info, content ? &*content : nullptr, link});
+        if (info.is_dir()) xattrs = client_xattrs(dir, name);
+        add({path, info, content ? &*content : nullptr, link, xattrs});
         return true;
     }
 
@@ -327,8 +354,17 @@ private:
         const fs::file_info& info;
         const digest* content;
         std::string_view link;
+        digest xattrs;
     };
-    void add(const landed_entry& e) { landed_.add(e.path, e.info, mode_of(job_.what, e.info), owner_of(job_, e.info), e.link, e.content, {}); }
+    void add(const landed_entry& e) { landed_.add(e.path, e.info, mode_of(job_.what, e.info), owner_of(job_, e.info), e.link, e.content, e.xattrs); }
+
+    static digest client_xattrs(int dir, std::string_view name) {
+        std::vector<std::pair<std::string, std::string>> all;
+        for (auto& key : fs::list_xattrs(dir, name))
+            if (client_xattr(key))
+                if (auto value = fs::get_xattr(dir, name, key)) all.emplace_back(std::move(key), std::move(*value));
+        return cache::xattrs_digest(std::move(all));
+    }
 
     const copy_job& job_;
     cache::stat_memo* memo_;
@@ -338,25 +374,43 @@ private:
     std::map<std::string, std::pair<fs::file_info, std::chrono::sys_time<nanoseconds>>> seen_;
 };
 
+/// Whether no directory of `path` from where the pattern's first wildcard stands is a link.
+bool reached_without_links(const fs::root& root, std::string_view pattern, std::string_view path) {
+    bool wild = false;
+    std::size_t end = 0;
+    for (const auto part : split(pattern, '/')) {
+        wild = wild || fs::has_wildcard(part);
+        end = path.find('/', end);
+        if (end == std::string_view::npos) return true;
+        if (wild)
+            if (const auto info = root.stat(path.substr(0, end)); info && info->is_link()) return false;
+        ++end;
+    }
+    return true;
+}
+
 }  // namespace
 
-std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern) {
+std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view pattern, bool follow) {
     std::vector<std::string> found{""};
+    bool literal = true;  // up to the first wildcard
     for (const auto part : split(pattern, '/')) {
         std::vector<std::string> next;
         for (const auto& dir : found) {
-            if (!fs::has_wildcard(part)) {
+            // A backslash alone makes no pattern where a file has that very name.
+            if (!fs::has_wildcard(part) || (part.find_first_of("*?[") == std::string_view::npos && root.stat(join(dir, part)))) {
                 next.push_back(join(dir, part));
                 continue;
             }
-            const auto info = root.stat(dir, fs::links::follow);
+            const auto info = root.stat(dir, literal && follow ? fs::links::follow : fs::links::keep);
             if (!info || !info->is_dir()) continue;
             for (const auto& name : root.list(dir))
                 if (fs::wildcard_match(part, name)) next.push_back(join(dir, name));
         }
+        literal = literal && !fs::has_wildcard(part);
         found = std::move(next);
     }
-    std::erase_if(found, [&](const std::string& f) { return !root.stat(f); });
+    std::erase_if(found, [&](const std::string& f) { return !root.stat(f) || !reached_without_links(root, pattern, f); });
     return found;
 }
 

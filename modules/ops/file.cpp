@@ -37,7 +37,7 @@ digest file_key(llb::op what) {
             copy != nullptr && action.secondary_input >= 0 && action.secondary_input < inputs)
             copy->src = base_name(copy->src);
     what.constraints.reset();
-    return key_of("file.v0", what);
+    return key_of("file.v1", what);
 }
 
 /// What disk usage shows of an action's result.
@@ -56,6 +56,9 @@ std::optional<fs::file_time> time_of(std::int64_t timestamp) {
     return fs::file_time{timestamp / 1000000000, static_cast<std::uint32_t>(timestamp % 1000000000)};
 }
 
+/// Special bits are never taken, as in BuildKit; clients do not send them.
+std::uint32_t plain_mode(std::int32_t mode) { return static_cast<std::uint32_t>(mode) & 0777; }
+
 /// Without parents an existing directory is left as it is (BuildKit's rule), and the one above must exist.
 void make_directory(const fs::root& root, const llb::mkdir_action& what, fs::owner who) {
     if (!what.make_parents) {
@@ -64,33 +67,33 @@ void make_directory(const fs::root& root, const llb::mkdir_action& what, fs::own
         if (there) return;
         const auto above = root.parent(what.path);  // throws where there is none
     }
-    root.make_dirs(what.path, static_cast<std::uint32_t>(what.mode) & 07777, who, time_of(what.timestamp));
+    root.make_dirs(what.path, plain_mode(what.mode), who, time_of(what.timestamp));
 }
 
-/// Writes through a link, as opening the file would; never replaces a directory.
-void make_file(const fs::root& root, const llb::mkfile_action& what, fs::owner who) {
+/// Writes through a link, as opening the file would. A file that exists keeps its mode and, where none is given, its owner;
+/// a directory is never replaced.
+void make_file(const fs::root& root, const llb::mkfile_action& what, std::optional<fs::owner> who) {
     const std::string path = root.resolve(what.path, fs::links::follow);
-    if (const auto there = root.stat(path)) {
-        if (there->is_dir()) throw error{errc::exists, cat("mkfile ", what.path, ": it exists and is a directory")};
-        root.remove_all(path);
-    }
+    const auto there = root.stat(path);
+    if (there && !there->is_file()) throw error{errc::exists, cat("mkfile ", what.path, ": it exists and is not a regular file")};
     {
-        const auto out = root.create_file(path, static_cast<std::uint32_t>(what.mode) & 07777, who);
+        const auto out = there ? root.open(path, O_WRONLY | O_TRUNC) : root.create_file(path, plain_mode(what.mode), who.value_or(fs::owner{}));
         fs::write_all(out.get(), bytes_of(what.data));
     }
+    if (there && who) root.chown(path, *who);
     if (const auto t = time_of(what.timestamp)) root.set_mtime(path, *t);
 }
 
 void remove(const fs::root& root, const llb::rm_action& what) {
     if (what.allow_wildcard && fs::has_wildcard(what.path)) {
         std::string pattern = fs::clean_path(cat("/", what.path));
-        for (const auto& path : expand_wildcard(root, std::string_view(pattern).substr(1))) root.remove_all(path);
+        for (const auto& path : expand_wildcard(root, std::string_view(pattern).substr(1), false)) root.remove_all(path);
         return;
     }
     if (!root.remove_all(what.path) && !what.allow_not_found) throw error{errc::not_found, cat("rm ", what.path, ": no such file or directory")};
 }
 
-/// A tree between actions: a chain as it came, or a layer being written on one; `below` is empty once an action went on from it.
+/// A tree between actions: a chain as it came, or a layer being written on one; `below` is empty once an action took it over.
 struct tree {
     std::shared_ptr<chain_value> below;
     std::optional<snapshot::writable> top;
@@ -101,9 +104,7 @@ class file_op final : public solver::op {
 public:
     file_op(const llb::op& what, environment& env)
         : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {
-        for (const auto& a : file_.actions)
-            if (const auto* copy = std::get_if<llb::copy_action>(&a.what); copy != nullptr && copy->always_replace_existing)
-                throw error{errc::unsupported, "a copy that replaces whatever is at its destination is not supported yet"};
+        count_uses();
     }
 
     async::task<solver::cache_info> describe(solver::context) override {
@@ -129,6 +130,11 @@ public:
         for (const auto& a : file_.actions) {
             const auto* copy = std::get_if<llb::copy_action>(&a.what);
             if (copy == nullptr || a.secondary_input != static_cast<std::int64_t>(input)) continue;
+            // A backslash may be a letter or an escape, which only the copy finds out: then all counts.
+            if (copy->src.find('\\') != std::string::npos) {
+                wanted.emplace_back();  // "/"
+                continue;
+            }
             wanted.push_back({.path = copy->src,
                               .wildcard = copy->allow_wildcard && fs::has_wildcard(copy->src),
                               .follow_links = copy->follow_symlink,
@@ -182,8 +188,10 @@ private:
     }
 
     std::optional<digest> digest_of_copies(std::size_t input, const local_value& local, cache::stat_memo* memo) const;
+    void count_uses();
     async::task<void> open_tree(tree& t, bool writable);
-    void go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target) const;
+    async::task<void> go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target);
+    async::task<void> settle(std::size_t action, tree& t);
     async::task<void> open_owners(const llb::file_action& action, std::vector<tree>& trees);
     async::task<std::vector<solver::result>> commit_outputs(std::vector<tree>& trees);
     std::optional<digest> act(const llb::file_action& action, tree& target, tree* other, const local_value* live, const std::vector<tree*>& trees,
@@ -193,12 +201,27 @@ private:
     llb::file_op file_;
     std::size_t inputs_;
     digest key_;
+    std::vector<std::size_t> uses_;  ///< by action: how many outputs and other actions need its result; 0: it never runs
 };
+
+/// Actions name only earlier ones, so one pass from the back finds what the outputs need.
+void file_op::count_uses() {
+    uses_.assign(file_.actions.size(), 0);
+    for (std::size_t i = uses_.size(); i-- > 0;) {
+        const auto& a = file_.actions[i];
+        if (a.output != llb::no_output) ++uses_[i];
+        if (uses_[i] == 0) continue;
+        for (const auto index : {a.input, a.secondary_input})
+            if (index >= static_cast<std::int64_t>(inputs_)) ++uses_.at(static_cast<std::size_t>(index) - inputs_);
+    }
+}
 
 /// The digest that all copies from one live input have together, from remembered stats; empty when one is not remembered.
 std::optional<digest> file_op::digest_of_copies(std::size_t input, const local_value& local, cache::stat_memo* memo) const {
     hasher all;
-    for (const auto& a : file_.actions) {
+    for (std::size_t i = 0; i < file_.actions.size(); ++i) {
+        const auto& a = file_.actions[i];
+        if (uses_[i] == 0) continue;
         const auto* copy = std::get_if<llb::copy_action>(&a.what);
         if (copy == nullptr || a.secondary_input != static_cast<std::int64_t>(input)) continue;
         copy_job job{.from = &local.root, .live = &local, .what = *copy};
@@ -237,7 +260,7 @@ std::optional<digest> file_op::act(const llb::file_action& action, tree& target,
     if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what))
         make_directory(root, *dir, who(*dir));
     else if (const auto* file = std::get_if<llb::mkfile_action>(&action.what))
-        make_file(root, *file, who(*file));
+        make_file(root, *file, owner_of(file->owner, trees));
     else if (const auto* rm = std::get_if<llb::rm_action>(&action.what))
         remove(root, *rm);
     else if (const auto* link = std::get_if<llb::symlink_action>(&action.what)) {
@@ -248,23 +271,30 @@ std::optional<digest> file_op::act(const llb::file_action& action, tree& target,
     return std::nullopt;
 }
 
-/// Makes `target` what `input` is. What an earlier action made is taken over, not copied.
-void file_op::go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target) const {
+/// Makes `target` what `input` is. A result that nothing else needs is taken over; any other becomes a layer to stand on.
+async::task<void> file_op::go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target) {
     if (input < 0) {
         target.below = std::make_shared<chain_value>();
-        return;
+        co_return;
     }
     const auto index = static_cast<std::size_t>(input);
     auto& from = trees[index];
-    if (index < inputs_) {
+    if (index < inputs_ || uses_[index - inputs_] > 1) {
+        if (index >= inputs_) co_await settle(index - inputs_, from);
         target.below = from.below;
-        return;
+        co_return;
     }
-    if (!from.below || file_.actions[index - inputs_].output != llb::no_output)
-        throw error{errc::unsupported, "a file op whose intermediate result is used twice is not supported yet"};
     target.below = std::exchange(from.below, nullptr);
     target.top = std::exchange(from.top, std::nullopt);
     target.mounted = std::exchange(from.mounted, std::nullopt);
+}
+
+/// Commits what an action wrote, once.
+async::task<void> file_op::settle(std::size_t action, tree& t) {
+    if (!t.top) co_return;
+    t.mounted.reset();
+    auto top = *std::exchange(t.top, std::nullopt);
+    t.below = with_layer(*t.below, co_await env_.snapshots.commit(std::move(top), {.description = description_of(file_.actions[action])}));
 }
 
 /// Owners by name are looked up in the trees they name.
@@ -296,17 +326,19 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
     const auto memo = co_await env_.cache.memo();
     std::vector<hasher> landed(inputs_);
     for (std::size_t i = 0; i < file_.actions.size(); ++i) {
+        if (uses_[i] == 0) continue;
         const auto& action = file_.actions[i];
         tree& target = trees[inputs_ + i];
         if (action.input >= 0 && live[static_cast<std::size_t>(action.input)] != nullptr)
             throw error{errc::invalid, "a file op cannot change a client's directory"};
-        go_on_from(action.input, trees, target);
+        co_await go_on_from(action.input, trees, target);
         co_await open_tree(target, true);
         tree nothing{.below = std::make_shared<chain_value>()};
         tree* other = action.secondary_input >= 0 ? &trees[static_cast<std::size_t>(action.secondary_input)] : &nothing;
         const auto* from_live = action.secondary_input >= 0 ? live[static_cast<std::size_t>(action.secondary_input)] : nullptr;
         if (std::holds_alternative<llb::copy_action>(action.what) && from_live == nullptr) {
-            if (!other->below) throw error{errc::unsupported, "a file op whose intermediate result is used twice is not supported yet"};
+            if (const auto from = action.secondary_input - static_cast<std::int64_t>(inputs_); from >= 0 && uses_[static_cast<std::size_t>(from)] > 1)
+                co_await settle(static_cast<std::size_t>(from), *other);
             co_await open_tree(*other, false);
         }
         co_await open_owners(action, trees);
@@ -328,8 +360,8 @@ async::task<std::vector<solver::result>> file_op::commit_outputs(std::vector<tre
         auto& t = trees[inputs_ + i];
         const auto at = static_cast<std::size_t>(file_.actions[i].output);
         if (out.size() <= at) out.resize(at + 1);
-        t.mounted.reset();
-        out[at] = with_layer(*t.below, co_await env_.snapshots.commit(std::move(*t.top), {.description = description_of(file_.actions[i])}));
+        co_await settle(i, t);
+        out[at] = t.below;
     }
     co_return out;
 }

@@ -116,6 +116,7 @@ private:
 fs::copy_verdict both(fs::copy_verdict a, fs::copy_verdict b) {
     using enum fs::copy_verdict;
     if (a == skip || b == skip) return skip;
+    if (a == way || b == way) return way;
     return a == descend || b == descend ? descend : take;
 }
 

@@ -92,6 +92,19 @@ BOOST_AUTO_TEST_CASE(recreated_directories) {
     BOOST_TEST(names(file.layer()) == (texts{"d"}), boost::test_tools::per_element());
 }
 
+// O-FS-05: inside a user namespace overlayfs marks with user.overlay.*; such a directory is opaque just so.
+BOOST_AUTO_TEST_CASE(recreated_directories_of_a_user_namespace) {
+    if (!needs_root()) return;
+    scratch_dir d;
+    const auto lower = open_dir(d / "lower"), upper = open_dir(d / "upper");
+    unpack(tar({"d d/", "f d/old 1", "f d/gone 2"}), lower.get());
+    write_file(d / "upper/d/old", "new");
+    BOOST_REQUIRE(fs::set_xattr(upper.get(), "d", "user.overlay.opaque", "y"));
+    const auto layer = diff(upper.get(), {lower.get()}, {});
+    BOOST_TEST(names(layer) == (texts{"d/", "d/.wh.gone", "d/old"}), boost::test_tools::per_element());
+    BOOST_TEST(layer.find("user.overlay") == std::string::npos);
+}
+
 // The kernel marks every new directory in a merged parent opaque; where nothing is below, that says nothing.
 BOOST_AUTO_TEST_CASE(new_directories_and_needless_whiteouts) {
     if (!needs_root()) return;

@@ -138,6 +138,15 @@ BOOST_AUTO_TEST_CASE(directories_and_whiteouts) {
     BOOST_TEST(back[2].first.path == std::string(80, 'a') + "/.wh." + std::string(60, 'b'));
 }
 
+// O-FS-14: one header with several MB of attributes is written and read again. (Basis J; over the wire the daemon cuts a tar into frames.)
+BOOST_AUTO_TEST_CASE(megabytes_of_attributes) {
+    auto e = file("f", "");
+    for (int i = 0; i < 80; ++i) e.xattrs.emplace_back(cat("user.", 100 + i), std::string(65536, static_cast<char>('a' + i % 26)));
+    const auto all = read_tar(tar_of([&](tar_writer& w) { w.add(e); }));
+    BOOST_REQUIRE(all.size() == 1U);
+    BOOST_TEST((all[0].first.xattrs == e.xattrs));
+}
+
 // O-FS-13: 8 GiB and one byte less, both as holes.
 BOOST_AUTO_TEST_CASE(sizes_around_8_gib) {
     for (const std::uint64_t size : {(std::uint64_t{1} << 33) - 1, std::uint64_t{1} << 33}) {

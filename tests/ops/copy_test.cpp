@@ -14,7 +14,12 @@ import cobuild.source;
 import cobuild.llb;
 import cobuild.ops;
 
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <array>
 #include <cstdint>
+#include <cstring>
 #include "ops/world_body.hpp"
 
 BOOST_AUTO_TEST_SUITE(copying)
@@ -115,11 +120,143 @@ WORLD_CASE(links_at_the_destination) {
     BOOST_TEST(into.now->stat("bin")->is_link());
     // The tree under "/" has a directory where the base has a link: neither may win silently.
     BOOST_TEST(says(co_await failure(copy(w, from, copy_of("/rootfs", "/"), base)), errc::invalid, "symbolic link"));
-    // A file takes a link's place, be it one to a directory, and never writes through it.
+    // In a directory a file takes a link's place, be it one to a directory, and never writes through it.
     const auto placed = co_await copy(w, from, copy_of("/f", "/dir/"), base);
     BOOST_TEST(placed.now->stat("dir/f")->is_file());
-    auto named = copy_of("/f", "/dir/bin");
-    BOOST_TEST((co_await copy(w, from, named, base)).now->text("victim") == "safe");
+    // A link that is the destination itself is followed, dangling or not (BuildKit resolves the whole path), inside the root.
+    const auto behind = co_await copy(w, from, copy_of("/f", "/dir/bin"), base);
+    BOOST_TEST(behind.now->text("victim") == "text");
+    BOOST_TEST(behind.now->stat("dir/bin")->is_link());
+    const auto nowhere = co_await copy(w, from, copy_of("/f", "/dangling"), base);
+    BOOST_TEST(nowhere.now->text("nowhere/yet") == "text");
+    BOOST_TEST(nowhere.now->stat("dangling")->is_link());
+}
+
+// The LLB flag alwaysReplaceExistingDestPaths: BuildKit's rule, two directories still merge.
+WORLD_CASE(a_copy_may_replace_whatever_is_there) {
+    write_file(w.context() / "src/bin/tool", "tool");
+    write_file(w.context() / "src/name", "file");
+    write_file(w.context() / "src/both/new", "new");
+    const auto from = co_await open_context(w);
+    const auto base = co_await chain_of(w, [](const stdfs::path& p) {
+        write_file(p / "usr/bin/kept", "kept");
+        stdfs::create_symlink("usr/bin", p / "bin");
+        write_file(p / "name/in/side", "gone");
+        write_file(p / "both/old", "old");
+        write_file(p / "plain", "plain");
+    });
+    auto a = copy_of("/src", "/");
+    BOOST_TEST((co_await failure(copy(w, from, a, base))).has_value());
+    a.always_replace_existing = true;
+    const auto got = co_await copy(w, from, a, base);
+    BOOST_TEST(got.now->stat("bin")->is_dir());
+    BOOST_TEST(got.now->text("bin/tool") == "tool");
+    BOOST_TEST(got.now->text("usr/bin/kept") == "kept");
+    BOOST_TEST(!got.now->has("usr/bin/tool"));
+    BOOST_TEST(got.now->text("name") == "file");
+    BOOST_TEST(got.now->root->list("both") == (std::vector<std::string>{"new", "old"}), boost::test_tools::per_element());
+    a.dest = "/plain";
+    BOOST_TEST((co_await copy(w, from, a, base)).now->text("plain/bin/tool") == "tool");
+}
+
+// COPY --chmod with an octal number is for the directories above as well (BuildKit's testCopyChmod), but not its special bits.
+WORLD_CASE(modes_of_the_directories_above) {
+    write_file(w.context() / "f", "x");
+    const auto from = co_await open_context(w);
+    const auto mode = [&](std::int32_t octal, std::string symbolic) -> task<std::string> {
+        auto a = copy_of("/f", "/new/sub/f");
+        a.mode = octal;
+        a.mode_str = std::move(symbolic);
+        const auto got = co_await copy(w, from, a);
+        co_return cat(got.now->mode("new"), " ", got.now->mode("new/sub"), " ", got.now->mode("new/sub/f"));
+    };
+    BOOST_TEST((co_await mode(-1, "")) == "0755 0755 0644");
+    BOOST_TEST((co_await mode(0770, "")) == "0770 0770 0770");
+    BOOST_TEST((co_await mode(04711, "")) == "0711 0711 4711");
+    BOOST_TEST((co_await mode(-1, "u+x,go=")) == "0755 0755 0700");
+}
+
+// COPY --parents: what has to be made gets the source's attributes, what was there keeps its owner and gets the mode (BuildKit).
+WORLD_CASE(directories_on_the_way) {
+    write_file(w.context() / "a/b/f", "x");
+    stdfs::permissions(w.context() / "a", stdfs::perms(0751));
+    stdfs::permissions(w.context() / "a/b", stdfs::perms(0711));
+    const auto from = co_await open_context(w);
+    const auto base = co_await chain_of(w, [](const stdfs::path& p) {
+        stdfs::create_directories(p / "a");
+        ::chown((p / "a").c_str(), 5, 6);
+        ::chmod((p / "a").c_str(), 0700);
+    });
+    auto a = copy_of("/", "/");
+    a.include_patterns = {"a/b/f"};
+    const auto got = co_await copy(w, from, a, base);
+    BOOST_TEST(got.now->owner("a") == "5:6");
+    BOOST_TEST(got.now->mode("a") == "0751");
+    BOOST_TEST(got.now->owner("a/b") == "0:0");
+    BOOST_TEST(got.now->mode("a/b") == "0711");
+    // What it lands on does not count for its content.
+    BOOST_TEST(((co_await copy(w, from, a)).landed == got.landed));
+}
+
+// Behind the first wildcard no link is entered; a name with a backslash in it is that name first.
+WORLD_CASE(wildcards_and_links) {
+    write_file(w.context() / "real/x.txt", "x");
+    stdfs::create_symlink("real", w.context() / "rlink");
+    write_file(w.context() / "back\\slash", "backslash");
+    write_file(w.context() / "backslash", "plain");
+    const auto from = co_await open_context(w);
+    BOOST_TEST((co_await copy(w, from, copy_of("/rlink/*.txt", "/d/"))).now->text("d/x.txt") == "x");
+    BOOST_TEST(!(co_await copy(w, from, copy_of("/rl*/x.txt", "/d/"))).now->has("d/x.txt"));
+    BOOST_TEST((co_await copy(w, from, copy_of("/r*/x.txt", "/d/"))).now->text("d/x.txt") == "x");
+    BOOST_TEST((co_await copy(w, from, copy_of("/back\\slash", "/f"))).now->text("f") == "backslash");
+}
+
+// O-FS-12 (the copy's half): a socket is left out, a FIFO is kept.
+WORLD_CASE(sockets_and_pipes) {
+    const filler fill = [](const stdfs::path& p) {
+        stdfs::create_directories(p / "run");
+        BOOST_REQUIRE(::mknod((p / "run/sock").c_str(), S_IFSOCK | 0600, 0) == 0);
+        BOOST_REQUIRE(::mkfifo((p / "run/fifo").c_str(), 0640) == 0);
+    };
+    fill(w.context());
+    const auto live = co_await open_context(w);
+    const auto stage = co_await chain_of(w, fill);
+    for (const auto& from : {live, solver::result(stage)}) {
+        const auto got = co_await copy(w, from, copy_of("/run", "/r"));
+        BOOST_TEST(got.now->root->list("r") == (std::vector<std::string>{"fifo"}), boost::test_tools::per_element());
+        BOOST_TEST((got.now->stat("r/fifo")->mode & S_IFMT) == static_cast<unsigned>(S_IFIFO));
+        BOOST_TEST(!(co_await copy(w, from, copy_of("/run/s*", "/r/"))).now->has("r/sock"));
+    }
+    BOOST_TEST(says(co_await failure(copy(w, live, copy_of("/run/sock", "/r"))), errc::not_found, "socket"));
+}
+
+// O-IG-05: of a tree that cannot match no directory is opened.
+WORLD_CASE(what_cannot_match_is_not_walked) {
+    write_file(w.context() / "foo/requirements.txt", "x");
+    write_file(w.context() / "foo/other", "x");
+    const unique_fd watch{::inotify_init1(IN_NONBLOCK | IN_CLOEXEC)};
+    const auto observe = [&](const stdfs::path& p) { return ::inotify_add_watch(watch.get(), p.c_str(), IN_OPEN | IN_ONLYDIR); };
+    for (int i = 0; i < 40; ++i) {
+        const auto dir = w.context() / cat("huge", i % 4) / cat("d", i);
+        write_file(dir / "deep/f", "x");
+        for (const auto& d : {dir.parent_path(), dir, dir / "deep"}) BOOST_REQUIRE(observe(d) >= 0);
+    }
+    const int foo = observe(w.context() / "foo");
+    const auto from = co_await open_context(w, {{"local.excludepatterns", R"(["*","!foo/requirements.txt"])"}});
+    const auto got = co_await copy(w, from, copy_of("/", "/"));
+    BOOST_TEST(got.now->root->list("") == (std::vector<std::string>{"foo"}), boost::test_tools::per_element());
+    BOOST_TEST(got.now->root->list("foo") == (std::vector<std::string>{"requirements.txt"}), boost::test_tools::per_element());
+    std::array<char, 65536> buffer{};
+    bool entered = false;
+    for (ssize_t n = 0; (n = ::read(watch.get(), buffer.data(), buffer.size())) > 0;)
+        for (ssize_t at = 0; at < n;) {
+            inotify_event e{};
+            std::memcpy(&e, buffer.data() + at, sizeof e);
+            at += static_cast<ssize_t>(sizeof e + e.len);
+            BOOST_TEST(e.wd == foo);
+            entered = entered || e.wd == foo;
+        }
+    BOOST_TEST(entered);
 }
 
 // O-SL-02, O-SL-08
