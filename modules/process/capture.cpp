@@ -62,40 +62,44 @@ async::task<void> join_all(async::task_group& group) { co_await group.join(); }
 }  // namespace
 
 async::task<output> spawner::capture(command c, capture_options options) {
-    const auto name = c.args.empty() ? std::string() : c.args.front();
-    const auto input = options.input.empty() ? unique_fd() : memory_file(options.input);
-    c.in = input ? stdio::given(input.get()) : stdio::null_device();
-    c.out = stdio::pipe();
-    c.err = stdio::pipe();
-    c.setup.new_process_group = true;
-    auto program = co_await spawn(std::move(c));
-    auto out = std::make_shared<collected>();
-    auto err = std::make_shared<collected>();
-    async::task_group readers(co_await async::current_executor, true);
-    readers.spawn(read_all(program.take_stdout(), collector(out, options.max_output)));
-    readers.spawn(read_all(program.take_stderr(), collector(err, options.max_output)));
+    constexpr auto work = [](spawner& self, command c, capture_options options) -> async::task<output> {
+        const auto name = c.args.empty() ? std::string() : c.args.front();
+        const auto input = options.input.empty() ? unique_fd() : memory_file(options.input);
+        c.in = input ? stdio::given(input.get()) : stdio::null_device();
+        c.out = stdio::pipe();
+        c.err = stdio::pipe();
+        c.setup.new_process_group = true;
+        auto program = co_await self.spawn(std::move(c));
+        auto out = std::make_shared<collected>();
+        auto err = std::make_shared<collected>();
+        async::task_group readers(co_await async::current_executor, true);
+        readers.spawn(read_all(program.take_stdout(), collector(out, options.max_output)));
+        readers.spawn(read_all(program.take_stderr(), collector(err, options.max_output)));
 
-    std::exception_ptr failed;
-    try {
-        if (options.time_limit > 0ns)
-            co_await async::with_deadline(options.time_limit, name, program.state_->until_ended());
-        else
-            co_await program.state_->until_ended();
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    co_await async::no_cancel;
-    if (failed) program.signal_group(SIGKILL);
-    std::exception_ptr late;
-    try {
-        co_await async::with_deadline(1s, name, join_all(readers));
-    } catch (...) {
-        late = std::current_exception();
-    }
-    program.signal_group(SIGKILL);  // what it left behind; it is not collected yet, so the group is still its own
-    const auto status = co_await program.wait();
-    if (failed) std::rethrow_exception(failed);
-    co_return output{.status = status, .out = std::move(out->text), .err = std::move(err->text), .truncated = out->truncated || err->truncated};
+        std::exception_ptr failed;
+        try {
+            if (options.time_limit > 0ns)
+                co_await async::with_deadline(options.time_limit, name, program.state_->until_ended());
+            else
+                co_await program.state_->until_ended();
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        co_await async::no_cancel;
+        if (failed) program.signal_group(SIGKILL);
+        std::exception_ptr late;
+        try {
+            co_await async::with_deadline(1s, name, join_all(readers));
+        } catch (...) {
+            late = std::current_exception();
+        }
+        program.signal_group(SIGKILL);  // what it left behind; it is not collected yet, so the group is still its own
+        const auto status = co_await program.wait();
+        if (failed) std::rethrow_exception(failed);
+        co_return output{.status = status, .out = std::move(out->text), .err = std::move(err->text), .truncated = out->truncated || err->truncated};
+    };
+    // A chain of its own: what it shields from cancellation while it cleans up ends with it.
+    return async::linked(async::cancel_token{}, work(*this, std::move(c), std::move(options)));
 }
 
 }  // namespace cobuild::process

@@ -129,8 +129,7 @@ async::task<git_result> git_runner::run(std::vector<std::string> args) const {
     std::optional<error> failed;
     process::output done;
     try {
-        // A chain of its own: capture() shields its clean-up from cancellation, and that must not last for what follows.
-        done = co_await async::linked(async::cancel_token{}, programs_->capture(std::move(c), {.max_output = std::size_t{4} << 20}));
+        done = co_await programs_->capture(std::move(c), {.max_output = std::size_t{4} << 20});
     } catch (const error& e) {
         if (e.kind() != errc::not_found) throw;
         failed =

@@ -138,6 +138,25 @@ CO_TEST_CASE(cancelling_capture_kills_and_collects) {
     BOOST_TEST(::waitid(P_ALL, 0, &info, WEXITED | WNOHANG) == -1);
 }
 
+CO_TEST_CASE(what_follows_a_capture_can_be_cancelled) {
+    spawner programs;
+    cancel_source stop;
+    task_group group(co_await current_executor);
+    event captured;
+    std::exception_ptr failed;
+    const auto chain = [](spawner& p, event& reached) -> task<void> {
+        (void)co_await p.capture(sh("true"));
+        reached.set();
+        co_await sleep_for(1h);
+    };
+    const auto work = [&]() -> task<void> { failed = co_await failure(linked(stop.token(), chain(programs, captured))); };
+    group.spawn(work());
+    co_await captured.wait();
+    stop.cancel(error{errc::canceled, "asked to stop"});
+    co_await group.join();
+    BOOST_TEST(message(failed) == "asked to stop");
+}
+
 CO_TEST_CASE(destroyed_child_is_killed_and_collected) {
     int pid = 0;
     {
