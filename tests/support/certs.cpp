@@ -69,8 +69,17 @@ authority::pair authority::issue(const std::string& name, const std::string& nam
     std::ofstream(base + ".ext") << "subjectAltName=" << names << "\nextendedKeyUsage=serverAuth,clientAuth\n";
     shell("openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=" + name + "' -keyout " + base + ".key -out " + base +
           ".csr");
-    shell("openssl x509 -req -in " + base + ".csr -CA " + ca + ".pem -CAkey " + ca + ".key -CAcreateserial -days " + std::to_string(days) +
-          " -extfile " + base + ".ext -out " + base + ".cert");
+    if (days > 0) {
+        shell("openssl x509 -req -in " + base + ".csr -CA " + ca + ".pem -CAkey " + ca + ".key -CAcreateserial -days " + std::to_string(days) +
+              " -extfile " + base + ".ext -out " + base + ".cert");
+        return {base + ".cert", base + ".key"};
+    }
+    // One that has expired. `x509 -days` takes no number below 1 any more (OpenSSL 3.4), `-not_after` is not there before.
+    std::ofstream(base + ".db").flush();
+    std::ofstream(base + ".conf") << "[ca]\ndefault_ca=here\n[here]\ndatabase=" << base << ".db\nnew_certs_dir=" << dir_.string()
+                                  << "\ndefault_md=sha256\nrand_serial=yes\npolicy=any\n[any]\ncommonName=supplied\n";
+    shell("openssl ca -batch -notext -config " + base + ".conf -in " + base + ".csr -cert " + ca + ".pem -keyfile " + ca +
+          ".key -startdate 20200101000000Z -enddate 20210101000000Z -extfile " + base + ".ext -out " + base + ".cert");
     return {base + ".cert", base + ".key"};
 }
 
