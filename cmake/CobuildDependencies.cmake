@@ -23,6 +23,9 @@ target_compile_definitions(cobuild_flags INTERFACE
 if(COBUILD_SANITIZE)
   target_compile_options(cobuild_flags INTERFACE -fsanitize=${COBUILD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=undefined)
   target_link_options(cobuild_flags INTERFACE -fsanitize=${COBUILD_SANITIZE})
+  if(COBUILD_COVERAGE)
+    target_compile_options(cobuild_flags INTERFACE -fsanitize=fuzzer-no-link)
+  endif()
   if(COBUILD_SANITIZE MATCHES thread)
     # Asio counts references with std::atomic and a fence, which the sanitizer does not understand; so with Boost's counter.
     target_compile_definitions(cobuild_flags INTERFACE BOOST_ASIO_DISABLE_STD_ATOMIC)

@@ -47,7 +47,8 @@ endfunction()
 
 # cobuild_fuzzer(NAME SOURCE file.cpp [CORPUS dir] [IMPORTS module...])
 #
-# Under the preset `fuzz` a libFuzzer program, run as a test over its corpus and then for 15 s.
+# Under the presets `asan` and `fuzz` a libFuzzer program, run as a test over its corpus and then for 15 s (`fuzz`, which also
+# measures what of the modules was reached: COBUILD_FUZZ_SECONDS).
 function(cobuild_fuzzer name)
   cmake_parse_arguments(ARG "" "SOURCE;CORPUS" "IMPORTS" ${ARGN})
   if(NOT COBUILD_FUZZERS)

@@ -60,6 +60,14 @@ std::vector<dead_owner::entry> entries_of(int root, const std::string& owner) {
     return out;
 }
 
+/// An owner without a text yet: its maker holds open.lock from before the file is made until the text is written, unless it
+/// died in between.
+bool being_born(int root, int owner) {
+    const unique_fd opening(::openat(root, "open.lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+    struct stat now{};
+    return !opening || ::flock(opening.get(), LOCK_EX | LOCK_NB) != 0 || ::fstat(owner, &now) != 0 || now.st_size != 0;
+}
+
 /// Every owner whose lock can be taken; holding it, we alone repair.
 std::vector<dead_owner> take_dead(int root, const std::string& self) {
     std::vector<dead_owner> out;
@@ -70,10 +78,8 @@ std::vector<dead_owner> take_dead(int root, const std::string& self) {
         if (!file || ::flock(file.get(), LOCK_EX | LOCK_NB) != 0) continue;
         struct stat held{}, there{};
         if (::fstat(file.get(), &held) != 0 || ::fstatat(owners.get(), name.c_str(), &there, AT_SYMLINK_NOFOLLOW) != 0) continue;
-        if (held.st_ino != there.st_ino || held.st_size == 0) {
-            // removed meanwhile; or still being born (the text is written under the lock, which its maker takes at once)
-            if (held.st_ino != there.st_ino || there.st_mtim.tv_sec + 60 > ::time(nullptr)) continue;
-        }
+        if (held.st_ino != there.st_ino) continue;  // removed meanwhile
+        if (held.st_size == 0 && being_born(root, file.get())) continue;
         auto entries = entries_of(root, name);
         out.push_back({name, std::move(file), std::move(entries)});
     }

@@ -2,6 +2,7 @@
 #include "support/support.hpp"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 
 #include <array>
@@ -118,6 +119,19 @@ CO_TEST_CASE(the_ledger_of_a_killed_process_is_replayed_newest_first) {
     r = co_await d->recover();
     BOOST_TEST(r.dead_owners == 0u);
     BOOST_TEST(entries(dir / "ledger") == 0u);
+}
+
+CO_TEST_CASE(an_owner_that_died_at_birth_is_taken_away) {
+    const test::scratch_dir dir;
+    const auto d = directory::open(dir.path().string(), rt.pool());
+    std::ofstream(dir / "owners/0123456789abcdef").flush();  // no text yet
+    {
+        const unique_fd opening(::open((dir / "open.lock").c_str(), O_RDWR | O_CLOEXEC));
+        BOOST_REQUIRE(::flock(opening.get(), LOCK_EX | LOCK_NB) == 0);
+        BOOST_TEST((co_await d->recover()).dead_owners == 0u);  // somebody is being born
+    }
+    BOOST_TEST((co_await d->recover()).dead_owners == 1u);
+    BOOST_TEST(!std::filesystem::exists(dir / "owners/0123456789abcdef"));
 }
 
 CO_TEST_CASE(a_half_written_entry_was_never_done) {
