@@ -164,7 +164,19 @@ public:
         std::size_t n = 0;
         ERR_clear_error();
         const int r = SSL_write_ex(ssl_.get(), from.data(), from.size(), &n);
-        return r == 1 ? io_step{.bytes = n} : outcome(r, "writing to ");
+        if (r == 1) return {.bytes = n};
+        const int reason = errno;
+        if (SSL_get_error(ssl_.get(), r) == SSL_ERROR_SYSCALL && (reason == ECONNRESET || reason == EPIPE)) {
+            // A server that refuses a certificate says so and hangs up while we send: the alert came before the reset.
+            char byte = 0;
+            ERR_clear_error();
+            const int again = SSL_read_ex(ssl_.get(), &byte, 1, &n);
+            if (SSL_get_error(ssl_.get(), again) == SSL_ERROR_SSL) return outcome(again, "writing to ");
+            ERR_clear_error();
+            return {.errnum = reason};
+        }
+        errno = reason;
+        return outcome(r, "writing to ");
     }
 
     bool encrypted() const override { return true; }

@@ -1,5 +1,6 @@
 module;
 #include <algorithm>
+#include <cmath>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,7 +24,9 @@ value convert(const bj::value& v) {
         case bj::kind::bool_: return v.get_bool();
         case bj::kind::int64: return v.get_int64();
         case bj::kind::uint64: return v.get_uint64();
-        case bj::kind::double_: return v.get_double();
+        case bj::kind::double_:
+            if (!std::isfinite(v.get_double())) throw error{errc::corrupt, "JSON: a number is out of range"};
+            return v.get_double();
         case bj::kind::string: return std::string_view(v.get_string());
         case bj::kind::array: {
             array out;
@@ -56,6 +59,7 @@ value parse(std::string_view text, parse_limits limits) {
     if (text.size() > limits.max_bytes) throw error{errc::corrupt, cat("JSON of ", text.size(), " bytes, above the limit of ", limits.max_bytes)};
     bj::parse_options options;
     options.max_depth = limits.max_depth;
+    options.numbers = bj::number_precision::precise;  // what is written again must read as the same number
     bj::stream_parser p({}, options);
     boost::system::error_code ec;
     std::size_t offset = p.write_some(text.data(), text.size(), ec);

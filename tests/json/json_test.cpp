@@ -38,6 +38,10 @@ BOOST_AUTO_TEST_CASE(go_forms) {
     BOOST_TEST(again("\"\\u2028\\u0001\\n\\t/\"") == "\"\\u2028\\u0001\\n\\t/\"");
     BOOST_TEST(again("\"\xc3\xa9\\u00e9\"") == "\"\xc3\xa9\xc3\xa9\"");
     BOOST_TEST(again("[1e21,1e-7,100000.5,0.000001]") == "[1e+21,1e-7,100000.5,0.000001]");
+    const auto once = again("333333333338333333333333333333333333333333333333333333333");  // longer than any precision
+    BOOST_TEST(again(once) == once);
+    BOOST_CHECK_THROW(json::parse("1e400"), error);
+    BOOST_CHECK_THROW(json::parse("3e00000000016194444251893513556"), error);
     BOOST_TEST(json::serialize(json::parse(R"({"a":{},"b":[],"c":[1,2]})"), {.indent = true}) ==
                "{\n  \"a\": {},\n  \"b\": [],\n  \"c\": [\n    1,\n    2\n  ]\n}");
 }
