@@ -25,7 +25,11 @@ struct decoded {
 };
 decoded decode(std::string_view text) {
     const auto first = static_cast<unsigned char>(text[0]);
-    const std::size_t length = first < 0x80 ? 1 : first >= 0xF0 && first < 0xF5 ? 4 : first >= 0xE0 && first < 0xF0 ? 3 : first >= 0xC2 && first < 0xE0 ? 2 : 0;
+    const std::size_t length = first < 0x80                    ? 1
+                               : first >= 0xF0 && first < 0xF5 ? 4
+                               : first >= 0xE0 && first < 0xF0 ? 3
+                               : first >= 0xC2 && first < 0xE0 ? 2
+                                                               : 0;
     if (length == 0 || text.size() < length) return {};
     if (length == 1) return {first, 1};
     std::uint32_t point = first & (0x7FU >> length);
@@ -48,10 +52,14 @@ public:
         if (text_.starts_with("\xEF\xBB\xBF")) at_ = 3;
         while (at_ < text_.size()) {
             const char c = text_[at_];
-            if (c == '#') comment();
-            else if (c == '"' || c == '\'') string(c);
-            else if (is_ascii(c)) take();
-            else throw refused("only quoted text and comments may hold other characters than ASCII");
+            if (c == '#')
+                comment();
+            else if (c == '"' || c == '\'')
+                string(c);
+            else if (is_ascii(c))
+                take();
+            else
+                throw refused("only quoted text and comments may hold other characters than ASCII");
         }
         return std::move(out_);
     }
@@ -64,8 +72,10 @@ private:
 
     void comment() {
         while (at_ < text_.size() && text_[at_] != '\n') {
-            if (is_ascii(text_[at_])) take();
-            else at_ += next().length;
+            if (is_ascii(text_[at_]))
+                take();
+            else
+                at_ += next().length;
         }
     }
 
@@ -87,10 +97,14 @@ private:
                 return;
             }
             if (c == '\n' && !lines) return;  // never closed: the parser says so
-            if (!is_ascii(c)) escaped();
-            else if (quote == '"' && c == '\\' && at_ + 1 < text_.size() && is_ascii(text_[at_ + 1])) take(), take();
-            else if (rewritten && (c == '"' || c == '\\')) out_ += '\\', take();
-            else take();
+            if (!is_ascii(c))
+                escaped();
+            else if (quote == '"' && c == '\\' && at_ + 1 < text_.size() && is_ascii(text_[at_ + 1]))
+                take(), take();
+            else if (rewritten && (c == '"' || c == '\\'))
+                out_ += '\\', take();
+            else
+                take();
         }
     }
 
