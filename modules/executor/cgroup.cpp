@@ -109,8 +109,11 @@ bool remove_cgroup(const std::vector<std::string>& hierarchies, const std::strin
 
 void make_cgroup(const std::vector<std::string>& hierarchies, const std::string& path) {
     for (const auto& h : hierarchies) {
-        std::error_code ignored;  // the runtime says what is wrong with one it needs
-        std::filesystem::create_directories(h + path, ignored);
+        // A build that ends takes the empty directory above away between our two steps: then once more. What else is wrong the
+        // runtime says, for a hierarchy it needs.
+        std::error_code failed = std::make_error_code(std::errc::no_such_file_or_directory);
+        for (int tries = 0; failed == std::errc::no_such_file_or_directory && tries < 100; ++tries)
+            std::filesystem::create_directories(h + path, failed);
     }
 }
 

@@ -128,7 +128,9 @@ public:
         std::exception_ptr failed;
         try {
             ready = co_await rt_.pool().run([&] {
-                if (unified_) make_cgroup(hierarchies_, cgroup);  // outlives the runtime's own, so that its counters can be read
+                // Of the unified hierarchy the step's own outlives the runtime's, so that its counters can be read; elsewhere ours
+                // stands before the runtime makes the step's, so that no other build can take the directory above away meanwhile.
+                make_cgroup(hierarchies_, unified_ ? cgroup : parent);
                 return make_bundle(*own, options_.work_dir, unified_ ? cat(cgroup, "/step") : cgroup);
             });
             result = co_await run_bundle(*own, *ready, std::move(io));
