@@ -8,12 +8,16 @@ import cobuild.http;
 import cobuild.oci;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -55,23 +59,6 @@ fake_registry::handler wants_bearer(const fake_registry& server, const std::stri
             .status = 401,
             .headers = {{"WWW-Authenticate", cat("Bearer realm=\"", realm, "\",service=\"the service\",scope=\"repository:a:pull\"")}}};
     };
-}
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
 }
 
 bool never_sent(const fake_registry& r, const std::string& header) {

@@ -9,12 +9,16 @@ import cobuild.http;
 import cobuild.oci;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -43,23 +47,6 @@ registry::blob_sink into(std::string& out) {
         out.append(text_of(c));
         co_return;
     };
-}
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
 }
 
 }  // namespace

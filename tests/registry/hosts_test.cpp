@@ -13,12 +13,16 @@ import cobuild.http;
 import cobuild.oci;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -35,23 +39,6 @@ registry::options options_for(runtime& rt, std::vector<registry::host_settings> 
 }
 
 const auto name = oci::reference::parse("registry.test/a:1");
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
-}
 
 fake_registry::handler always(int status) {
     return [status](const fake_request&) { return fake_response{.status = status, .body = "{}"}; };

@@ -22,12 +22,16 @@ import cobuild.oci;
 import cobuild.process;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -39,23 +43,6 @@ registry::options options_for(runtime& rt, registry::host_settings host, registr
             .hosts = [host](std::string_view) { return std::vector<registry::host_settings>{host}; },
             .who = {.credentials = std::move(who)},
             .retry = {.attempts = 1, .first_wait = 1ms, .longest_wait = 2ms}};
-}
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
 }
 
 std::string basic(std::string_view user, std::string_view password) { return cat("Basic ", base64_encode(cat(user, ':', password))); }

@@ -11,12 +11,16 @@ import cobuild.http;
 import cobuild.oci;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -36,23 +40,6 @@ oci::descriptor describe_blob(std::string_view bytes) {
 
 std::function<task<http::body_source>()> holding(std::string bytes) {
     return [bytes]() -> task<http::body_source> { co_return http::memory_body(bytes); };
-}
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
 }
 
 }  // namespace

@@ -9,13 +9,17 @@ import cobuild.http;
 import cobuild.oci;
 import cobuild.registry;
 
+#include "support/failure.hpp"
+
 using namespace cobuild;
 using namespace cobuild::async;
 using namespace std::chrono_literals;
 using test::docker_registry;
+using test::failure;
 using test::fake_registry;
 using test::fake_request;
 using test::fake_response;
+using test::says;
 
 namespace {
 
@@ -65,23 +69,6 @@ task<void> there_and_back(registry::options o, std::size_t size) {
     });
     BOOST_TEST((bytes == layer));
     co_await c.close();
-}
-
-template<class T>
-task<error> failure(task<T> t) {
-    std::exception_ptr thrown;
-    try {
-        co_await std::move(t);
-    } catch (...) {
-        thrown = std::current_exception();
-    }
-    co_return thrown ? describe(thrown) : error{errc::internal, "no failure"};
-}
-
-bool says(const error& e, std::string_view part) {
-    const bool found = std::string_view(e.what()).find(part) != std::string_view::npos;
-    if (!found) BOOST_TEST_MESSAGE("the error says: " << e.what());
-    return found;
 }
 
 }  // namespace
