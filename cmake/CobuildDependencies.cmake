@@ -10,6 +10,8 @@ find_package(PkgConfig REQUIRED)
 pkg_check_modules(ZSTD REQUIRED IMPORTED_TARGET libzstd)
 pkg_check_modules(DEFLATE REQUIRED IMPORTED_TARGET libdeflate)
 pkg_check_modules(ISAL REQUIRED IMPORTED_TARGET libisal)
+# For the daemon and its client alone; nothing that is installed needs it.
+pkg_check_modules(GRPC REQUIRED IMPORTED_TARGET grpc++)
 
 # What every translation unit shares: a difference in any of these makes module interfaces incompatible.
 add_library(cobuild_flags INTERFACE)

@@ -1,12 +1,13 @@
 include(GNUInstallDirs)
 set(COBUILD_PACKAGE_DIR ${CMAKE_INSTALL_LIBDIR}/cmake/cobuild)
 
-# cobuild_module(NAME SOURCES a.cpp... [INTERFACES part.ixx...] [IMPORTS lower...] [USES imported-target...])
+# cobuild_module(NAME SOURCES a.cpp... [INTERFACES part.ixx...] [IMPORTS lower...] [USES imported-target...] [NOT_INSTALLED])
 #
 # One static library per module: modules/NAME.ixx is its contract, the sources beside its CMakeLists.txt are the bodies.
 # IMPORTS are the modules it may import and nothing else; USES are third parties, visible to its own .cpp only.
+# NOT_INSTALLED: for our own programs, no part of the installed package.
 function(cobuild_module name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;INTERFACES;INTERNAL;IMPORTS;USES" ${ARGN})
+  cmake_parse_arguments(ARG "NOT_INSTALLED" "" "SOURCES;INTERFACES;INTERNAL;IMPORTS;USES" ${ARGN})
   add_library(cobuild_${name} STATIC)
   add_library(cobuild::${name} ALIAS cobuild_${name})
   target_sources(cobuild_${name}
@@ -20,6 +21,9 @@ function(cobuild_module name)
   list(TRANSFORM ARG_IMPORTS PREPEND cobuild::)
   target_link_libraries(cobuild_${name} PUBLIC cobuild::flags ${ARG_IMPORTS} PRIVATE ${ARG_USES} $<BUILD_INTERFACE:cobuild_warnings>)
   set_target_properties(cobuild_${name} PROPERTIES EXPORT_NAME ${name})
+  if(ARG_NOT_INSTALLED)
+    return()
+  endif()
   # Here and not all together in CobuildInstall.cmake: CMake looks in a target's own directory for where its interfaces are
   # installed, and would otherwise write the paths of this source tree into the package.
   install(TARGETS cobuild_${name} EXPORT cobuildTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
