@@ -36,6 +36,7 @@ import cobuild.snapshot;
 import cobuild.solver;
 import cobuild.source;
 import cobuild.state;
+import :types;
 
 namespace cobuild::build {
 
@@ -125,6 +126,21 @@ struct build_inputs {
     ops::build_scope scope;
     std::shared_ptr<void> keep;  ///< an archive that was received
 };
+
+/// What a build came to: one root, or (a map) one for each platform.
+struct built {
+    struct one {
+        std::string platform;  ///< its key in a map: "linux/amd64"
+        exporter::input in;
+    };
+    std::vector<one> list;
+    bool map = false;
+};
+/// The tags of a request with their registry and tag spelled out.
+std::vector<std::string> normalized_names(const std::vector<std::string>& names);
+/// Runs the exporters one after the other; `result` gets their keys.
+async::task<void> export_all(parts& p, built what, std::vector<output> outputs, std::vector<std::string> names, std::shared_ptr<progress::sink> sink,
+                             build_result& result);
 
 /// The keys of `containerimage.descriptor` and the like that an exported image adds to the response.
 void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);
