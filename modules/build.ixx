@@ -29,6 +29,7 @@ import cobuild.async;
 import cobuild.config;
 import cobuild.progress;
 export import :types;
+export import :job;
 
 export namespace cobuild::build {
 
@@ -64,6 +65,11 @@ public:
     virtual async::task<std::vector<usage_info>> usage() = 0;
     /// What was removed.
     virtual async::task<std::vector<usage_info>> prune(prune_options options) = 0;
+
+    /// A build that its caller drives, on the engine's io thread. It must have ended before close().
+    virtual std::shared_ptr<job> start(job_options options) = 0;
+    /// The engine's threads, for who runs beside it.
+    virtual async::runtime& runtime() = 0;
 
     /// Waits for builds to end and gives back every thread, lock and descriptor. Later calls throw errc::canceled.
     virtual async::task<void> close() = 0;

@@ -175,6 +175,8 @@ run_config parse_run_config(const json::value& v);
 std::string sniff_media_type(std::string_view bytes);
 
 json::value to_json(const descriptor& d);
+json::value to_json(const platform& p);
+platform platform_of(const json::value& v);
 json::value to_json(const run_config& c);
 json::value to_json(const image& i);
 /// The bytes an image is pushed with: manifests and indexes indented by two spaces, configs compact with sorted top-level

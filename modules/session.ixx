@@ -18,11 +18,24 @@ import cobuild.async;
 
 export namespace cobuild::session {
 
+/// What of a directory is wanted, in BuildKit's terms; every list may be empty.
+struct directory_request {
+    std::string name;
+    std::vector<std::string> include;    ///< patterns; empty: everything
+    std::vector<std::string> exclude;    ///< ignore rules
+    std::vector<std::string> follow;     ///< paths whose links are followed and whose targets come too; empty: everything
+    std::string shared_key_hint;         ///< tells directories of one client apart
+    bool metadata_is_no_difference = false;  ///< local.differ=none: every file is sent anew
+};
+
 class session {
 public:
     virtual ~session() = default;
-    /// The directory a client gave under this name ("context", "dockerfile"), to be read in place; empty: none of that name.
-    [[nodiscard]] virtual std::optional<std::filesystem::path> directory(const std::string& name) const = 0;
+    /// The directory a client gave under this name ("context", "dockerfile"), to be read in place while the session lives; it has
+    /// at least what `what` asks for, or (a local client's) everything. Empty: none of that name.
+    virtual async::task<std::optional<std::filesystem::path>> directory(directory_request what) = 0;
+    /// A file of such a directory, at most 16 MiB, links followed but never out of it; empty when there is none.
+    virtual async::task<std::optional<std::string>> read_file(std::string name, std::string path) = 0;
     /// The bytes of a secret, asked for each time it is needed; empty: not given. At most 500 KiB, else errc::invalid.
     virtual async::task<std::optional<std::string>> secret(std::string id) = 0;
     /// The path of an ssh agent's socket that the client lends under this id ("default"); empty: none.
@@ -40,7 +53,7 @@ struct local_options {
     std::map<std::string, local_secret> secrets;
     std::map<std::string, std::string> ssh_agents;  ///< paths of sockets by id
 };
-/// Reads files on the pool. A file that can be read only once (a pipe, a process substitution) is read when first asked
+/// Reads files on the pool, directories in place. A file that can be read only once (a pipe, a process substitution) is read when first asked
 /// for and kept in memory, so a second step sees it too.
 std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options);
 

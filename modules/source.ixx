@@ -53,6 +53,7 @@ struct resolved_image {
     bool local = false;                    ///< built here
     std::optional<snapshot::chain> chain;  ///< its layers, when they are known to be unpacked
     state::pin keep;                       ///< manifest and config stay in the content store
+    std::shared_ptr<const registry::login> who;  ///< who asked; none: the engine's own login
 };
 
 struct pulled_image {
@@ -71,7 +72,8 @@ public:
     images(const images&) = delete;
     images& operator=(const images&) = delete;
 
-    async::task<resolved_image> resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress);
+    async::task<resolved_image> resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress,
+                                         std::shared_ptr<const registry::login> who = {});
     async::task<pulled_image> pull(resolved_image image, progress::writer progress);
 
 private:

@@ -38,34 +38,6 @@ namespace {
 
 namespace stdfs = std::filesystem;
 
-/// Passes events on and counts what the result tells: steps of the graph and those that came from cache.
-class counting_sink final : public progress::sink {
-public:
-    explicit counting_sink(std::shared_ptr<progress::sink> next) : next_(std::move(next)) {}
-    void on_event(const progress::event& e) override {
-        if (const auto* v = std::get_if<progress::vertex>(&e); v != nullptr && v->completed) {
-            cached_[v->id] = v->cached;
-            if (!v->error.empty() && !v->canceled && !failed_) failed_ = v->id;
-        }
-        next_->on_event(e);
-    }
-    /// The first vertex that failed.
-    [[nodiscard]] const std::optional<digest>& failed() const { return failed_; }
-    void fill(build_result& result, const solver::graph& g) const {
-        for (const auto& v : g) {
-            const auto at = cached_.find(v.id);
-            if (at == cached_.end() || v.name.starts_with("[internal]")) continue;
-            ++result.steps;
-            if (at->second) ++result.cached_steps;
-        }
-    }
-
-private:
-    std::shared_ptr<progress::sink> next_;
-    std::map<digest, bool> cached_;
-    std::optional<digest> failed_;
-};
-
 std::vector<llb::host_ip> parse_hosts(const std::vector<std::string>& items) {
     std::vector<llb::host_ip> out;
     for (const auto& item : items) {
@@ -122,47 +94,6 @@ frontend::request complete(frontend::request out, const build_request& r) {
     return out;
 }
 
-/// Where in the Dockerfile a vertex comes from.
-std::optional<source_location> location_of(const llb::definition& graph, const std::optional<digest>& vertex) {
-    if (!vertex || !graph.source) return std::nullopt;
-    const auto at = graph.source->locations.find(*vertex);
-    if (at == graph.source->locations.end()) return std::nullopt;
-    for (const auto& l : at->second.list) {
-        const auto index = static_cast<std::size_t>(l.source_index);
-        if (l.ranges.empty() || index >= graph.source->infos.size()) continue;
-        return source_location{graph.source->infos[index].filename, static_cast<unsigned>(l.ranges.front().start.line)};
-    }
-    return std::nullopt;
-}
-
-/// Solves, and tells of a failure where in the Dockerfile it stands.
-async::task<solver::result> solve(parts& p, const solver::graph& vertices, solver::edge target, const llb::definition& graph, bool no_cache,
-                                  std::shared_ptr<counting_sink> sink) {
-    std::exception_ptr failed;
-    std::vector<solver::result> out;
-    try {
-        out = co_await p.solver->solve(vertices, {target}, sink, {.no_cache = no_cache});
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    if (!failed) co_return out.at(0);
-    auto e = describe(failed);
-    if (e.kind() != errc::canceled && !e.where())
-        if (auto where = location_of(graph, sink->failed())) throw std::move(e).at(std::move(*where));
-    throw e;
-}
-
-void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about) {
-    for (const auto& w : warnings) {
-        progress::warning out;
-        out.message = w.rule.empty() ? w.message : cat(w.rule, ": ", w.message, " (line ", w.where.line, ")");
-        if (!w.detail.empty()) out.detail.push_back(w.detail);
-        out.url = w.url;
-        out.location = w.where;
-        about.warn(std::move(out));
-    }
-}
-
 source::freshness freshness_of(const build_request& r) {
     return r.pull == pull_mode::always  ? source::freshness::always
            : r.pull == pull_mode::never ? source::freshness::never
@@ -177,37 +108,6 @@ async::task<frontend::result> convert(parts& p, const build_request& r, build_in
     co_return out;
 }
 
-/// After a reboot only layers that were made durable count. That they are not is a slower build then, no failure of this one.
-async::task<void> make_durable(parts& p) {
-    std::exception_ptr failed;
-    try {
-        co_await p.snapshots->sync();
-    } catch (...) {
-        failed = std::current_exception();
-    }
-    if (!failed) co_return;
-    const auto e = describe(failed);
-    if (e.kind() == errc::canceled) throw e;
-    log(log_level::warning, "the layers of this build may have to be built again after a reboot", {{"error", e.what()}});
-}
-
-/// Steps that ask for more than a sandbox need the build's leave. (A local user is root already: this guards against what a
-/// foreign Dockerfile asks for. A daemon's configuration is asked besides.)
-void check_entitlements(const build_request& r, const llb::definition& graph, const llb::loaded& loaded) {
-    const auto allowed = [&](std::string_view name) { return std::find(r.allow.begin(), r.allow.end(), name) != r.allow.end(); };
-    for (const auto& v : loaded.vertices) {
-        const auto* exec = std::get_if<llb::exec_op>(&v.what.what);
-        if (exec == nullptr) continue;
-        std::string_view missing;
-        if (exec->network == llb::net_mode::host && r.network != "host" && !allowed("network.host")) missing = "network.host";
-        if (exec->security == llb::security_mode::insecure && !allowed("security.insecure")) missing = "security.insecure";
-        if (missing.empty()) continue;
-        error e{errc::permission, cat("the step asks for ", missing, ", which this build is not allowed: add --allow ", missing)};
-        if (auto where = location_of(graph, v.id)) throw std::move(e).at(std::move(*where));
-        throw e;
-    }
-}
-
 }  // namespace
 
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
@@ -216,7 +116,9 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     auto inputs = co_await open_inputs(p, r, counting);
     const auto converted = co_await convert(p, r, inputs, counting);
     const auto loaded = llb::load(converted.graph);
-    check_entitlements(r, converted.graph, loaded);
+    auto allowed = r.allow;
+    if (r.network == "host") allowed.emplace_back("network.host");
+    check_entitlements(allowed, converted.graph, loaded);
     auto graph = ops::make_graph(loaded, *p.environment, inputs.scope);
 
     exporter::input in;
@@ -240,12 +142,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         outputs.push_back({.type = "registry", .attributes = {}});
     built what;
     what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
-    // What was built reaches the disk while it is exported, which reads it from memory.
-    std::vector<async::task<void>> last;
-    last.push_back(export_all(p, std::move(what), std::move(outputs), std::move(names), counting, out));
-    last.push_back(make_durable(p));
-    co_await async::when_all(std::move(last));
-    co_await collect_garbage(p);
+    co_await export_and_keep(p, std::move(what), std::move(outputs), std::move(names), counting, out);
     co_return out;
 }
 

@@ -28,9 +28,10 @@ import :parts;
 
 namespace cobuild::build {
 
-// Bodies in build.cpp and usage.cpp.
+// Bodies in build.cpp, job.cpp and usage.cpp.
 async::task<build_result> run_build(parts& p, build_request request, std::shared_ptr<progress::sink> sink);
 async::task<answer> run_ask(parts& p, build_request request, question what, std::shared_ptr<progress::sink> sink);
+std::shared_ptr<job> make_job(parts& p, job_options options);
 async::task<std::vector<usage_info>> measure_usage(parts& p);
 async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options);
 
@@ -103,6 +104,8 @@ public:
         return enter<std::vector<usage_info>>(shared_from_this(),
                                               [options = std::move(options)](parts& p) mutable { return run_prune(p, std::move(options)); });
     }
+    std::shared_ptr<job> start(job_options options) override { return make_job(*parts_, std::move(options)); }
+    async::runtime& runtime() override { return parts_->runtime; }
     async::task<void> close() override { return close_once(shared_from_this()); }
 
 private:

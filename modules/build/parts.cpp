@@ -207,7 +207,7 @@ async::task<source::resolved_image> build_gateway::resolve(gateway::resolve_requ
     static constexpr std::string_view scheme = "oci-layout://";
     const auto platform = oci::normalize(request.platform);
     if (!request.reference.starts_with(scheme))
-        co_return co_await parts_.images->resolve(oci::reference::parse(request.reference), platform, how_, shown);
+        co_return co_await parts_.images->resolve(oci::reference::parse(request.reference), platform, how_, shown, who_);
     const auto name = oci::reference::parse(cat("oci-layout.invalid/", request.reference.substr(scheme.size())));
     const auto directory = layouts_.find(name.path());
     if (directory == layouts_.end()) throw error{errc::not_found, cat("there is no OCI layout named ", name.path())};
@@ -239,14 +239,7 @@ async::task<gateway::image_config> build_gateway::resolve_image_config(gateway::
 }
 
 async::task<std::optional<std::string>> build_gateway::read_context_file(std::string context, std::string path) {
-    const auto directory = session_->directory(context);
-    if (!directory) co_return std::nullopt;
-    co_return co_await parts_.runtime.pool().run([&]() -> std::optional<std::string> {
-        const fs::root root(directory->string());
-        const auto info = root.stat(path, fs::links::follow);
-        if (!info || !info->is_file()) return std::nullopt;
-        return root.read_file(path, std::size_t{16} << 20);
-    });
+    return session_->read_file(std::move(context), std::move(path));
 }
 
 }  // namespace cobuild::build

@@ -26,6 +26,7 @@ import cobuild.executor;
 import cobuild.exporter;
 import cobuild.frontend;
 import cobuild.gateway;
+import cobuild.llb;
 import cobuild.oci;
 import cobuild.ops;
 import cobuild.process;
@@ -86,7 +87,7 @@ struct parts {
 class build_gateway final : public gateway::frontend_gateway {
 public:
     build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how)
-        : parts_(p), session_(scope.session), layouts_(scope.layouts), sink_(std::move(sink)), how_(how) {}
+        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how) {}
     async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
     async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
 
@@ -95,6 +96,7 @@ private:
     parts& parts_;
     std::shared_ptr<session::session> session_;
     std::map<std::string, std::filesystem::path> layouts_;
+    std::shared_ptr<const registry::login> who_;
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
 };
@@ -141,6 +143,32 @@ std::vector<std::string> normalized_names(const std::vector<std::string>& names)
 /// Runs the exporters one after the other; `result` gets their keys.
 async::task<void> export_all(parts& p, built what, std::vector<output> outputs, std::vector<std::string> names, std::shared_ptr<progress::sink> sink,
                              build_result& result);
+
+/// export_all() while what was built is made durable; then the garbage is collected.
+async::task<void> export_and_keep(parts& p, built what, std::vector<output> outputs, std::vector<std::string> names,
+                                  std::shared_ptr<progress::sink> sink, build_result& result);
+
+/// Passes events on and counts what the result tells: steps of the graph and those that came from cache.
+class counting_sink final : public progress::sink {
+public:
+    explicit counting_sink(std::shared_ptr<progress::sink> next) : next_(std::move(next)) {}
+    void on_event(const progress::event& e) override;
+    /// The first vertex that failed.
+    [[nodiscard]] const std::optional<digest>& failed() const { return failed_; }
+    void fill(build_result& result, const solver::graph& g) const;
+
+private:
+    std::shared_ptr<progress::sink> next_;
+    std::map<digest, bool> cached_;
+    std::optional<digest> failed_;
+};
+/// Solves, and tells of a failure where in the Dockerfile it stands.
+async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, bool no_cache,
+                                  std::shared_ptr<counting_sink> sink);
+void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about);
+/// Steps that ask for more than a sandbox need the build's leave. (A local user is root already: this guards against what a
+/// foreign Dockerfile asks for. A daemon's configuration is asked besides.)
+void check_entitlements(const std::vector<std::string>& allow, const llb::definition& graph, const llb::loaded& loaded);
 
 /// The keys of `containerimage.descriptor` and the like that an exported image adds to the response.
 void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);

@@ -123,6 +123,14 @@ descriptor parse_descriptor(const json::value& v) {
     return d;
 }
 
+json::value to_json(const platform& p) {
+    json::object o;
+    write_platform(o, p);
+    return json::value(std::move(o));
+}
+
+platform platform_of(const json::value& v) { return read_platform(v.as_object()); }
+
 json::value to_json(const descriptor& d) {
     json::object o;
     o.set("mediaType", d.media_type);

@@ -20,6 +20,7 @@ import cobuild.session;
 import cobuild.cni;
 import cobuild.executor;
 import cobuild.source;
+import cobuild.registry;
 
 export namespace cobuild::ops {
 
@@ -67,6 +68,7 @@ struct build_scope {
     bool never_pull = false;
     std::shared_ptr<known_sources> sources;                ///< null: nothing is shared
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
+    std::shared_ptr<const registry::login> who;            ///< the client's logins; none: the engine's own
 };
 
 }  // namespace cobuild::ops

@@ -1,4 +1,5 @@
 module;
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
@@ -13,6 +14,7 @@ module;
 module cobuild.ops;
 
 import cobuild.oci;
+import cobuild.registry;
 import cobuild.json;
 import cobuild.source;
 import cobuild.session;
@@ -29,8 +31,8 @@ constexpr std::string_view image_scheme = "docker-image://", local_scheme = "loc
 /// same layers under another manifest give the same root.
 class image_op final : public solver::op {
 public:
-    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how)
-        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how) {}
+    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how, std::shared_ptr<const registry::login> who)
+        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how), who_(std::move(who)) {}
 
     async::task<solver::cache_info> describe(solver::context ctx) override {
         const auto& image = co_await resolved(ctx);
@@ -55,7 +57,7 @@ public:
 
 private:
     async::task<source::resolved_image> resolved(solver::context ctx) {
-        if (!resolved_) resolved_ = co_await flight_.run(0, [this, ctx] { return env_.images.resolve(ref_, platform_, how_, ctx.progress); });
+        if (!resolved_) resolved_ = co_await flight_.run(0, [this, ctx] { return env_.images.resolve(ref_, platform_, how_, ctx.progress, who_); });
         co_return *resolved_;
     }
 
@@ -63,6 +65,7 @@ private:
     oci::reference ref_;
     oci::platform platform_;
     source::freshness how_;
+    std::shared_ptr<const registry::login> who_;
     async::single_flight<int, source::resolved_image> flight_;
     std::optional<source::resolved_image> resolved_;
 };
@@ -79,19 +82,18 @@ public:
     local_op(const build_scope& scope, std::string name, const llb::source_op& source)
         : session_(scope.session),
           key_(key_in(scope, name, source)),
-          name_(std::move(name)),
-          excluded_(list_attribute(source, "local.excludepatterns")),
-          included_(list_attribute(source, "local.includepattern")) {}
+          wanted_(wanted_of(std::move(name), source)) {}
 
     async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
 
     async::task<solver::run_result> run(std::vector<solver::result>, solver::context) override {
-        const auto directory = session_ ? session_->directory(name_) : std::nullopt;
-        if (!directory) throw error{errc::not_found, cat("the client offers no directory named ", quoted(name_))};
+        std::optional<std::filesystem::path> directory;
+        if (session_) directory = co_await session_->directory(wanted_);
+        if (!directory) throw error{errc::not_found, cat("the client offers no directory named ", quoted(wanted_.name))};
         auto value = std::make_shared<local_value>(fs::root(directory->string()));
-        value->name = name_;
-        value->excluded = fs::ignore_patterns(excluded_);
-        value->included = fs::ignore_patterns(included_);
+        value->name = wanted_.name;
+        value->excluded = fs::ignore_patterns(wanted_.exclude);
+        value->included = fs::ignore_patterns(wanted_.include);
         co_return solver::run_result{.outputs = {std::move(value)}};
     }
 
@@ -105,10 +107,19 @@ private:
         return digest::of(text);
     }
 
+    static session::directory_request wanted_of(std::string name, const llb::source_op& source) {
+        session::directory_request out{.name = std::move(name)};
+        out.exclude = list_attribute(source, "local.excludepatterns");
+        out.include = list_attribute(source, "local.includepattern");
+        out.follow = list_attribute(source, "local.followpaths");
+        if (const auto at = source.attrs.find("local.sharedkeyhint"); at != source.attrs.end()) out.shared_key_hint = at->second;
+        if (const auto at = source.attrs.find("local.differ"); at != source.attrs.end()) out.metadata_is_no_difference = at->second == "none";
+        return out;
+    }
+
     std::shared_ptr<session::session> session_;
     digest key_;
-    std::string name_;
-    std::vector<std::string> excluded_, included_;
+    session::directory_request wanted_;
 };
 
 }  // namespace
@@ -137,6 +148,12 @@ fs::copy_verdict local_value::verdict(std::string_view path, bool directory) con
 
 namespace {
 
+source::freshness freshness_of(const llb::source_op& source, const build_scope& scope) {
+    if (scope.always_pull) return source::freshness::always;
+    const auto mode = source.attrs.find("image.resolvemode");
+    return mode != source.attrs.end() && mode->second == "pull" ? source::freshness::always : source::freshness::missing;
+}
+
 std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& env, const build_scope& scope) {
     const auto& source = std::get<llb::source_op>(what.what);
     const std::string_view id = source.identifier;
@@ -146,7 +163,7 @@ std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& en
             platform = oci::normalize(
                 {what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
         return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform,
-                                          scope.always_pull ? source::freshness::always : source::freshness::missing);
+                                          freshness_of(source, scope), scope.who);
     }
     if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
     if (auto op = make_remote_op(what, env, scope)) return op;

@@ -15,6 +15,8 @@ module;
 
 module cobuild.session;
 
+import cobuild.fs;
+
 namespace cobuild::session {
 
 namespace {
@@ -45,10 +47,20 @@ class local_session final : public session {
 public:
     local_session(async::blocking_pool& pool, local_options options) : pool_(pool), options_(std::move(options)) {}
 
-    std::optional<std::filesystem::path> directory(const std::string& name) const override {
+    async::task<std::optional<std::filesystem::path>> directory(directory_request what) override {
+        const auto at = options_.directories.find(what.name);
+        co_return at == options_.directories.end() ? std::nullopt : std::optional(at->second);
+    }
+
+    async::task<std::optional<std::string>> read_file(std::string name, std::string path) override {
         const auto at = options_.directories.find(name);
-        if (at == options_.directories.end()) return std::nullopt;
-        return at->second;
+        if (at == options_.directories.end()) co_return std::nullopt;
+        co_return co_await pool_.run([directory = at->second.string(), path]() -> std::optional<std::string> {
+            const fs::root root(directory);
+            const auto info = root.stat(path, fs::links::follow);
+            if (!info || !info->is_file()) return std::nullopt;
+            return root.read_file(path, std::size_t{16} << 20);
+        });
     }
 
     async::task<std::optional<std::string>> secret(std::string id) override {

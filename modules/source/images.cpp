@@ -183,7 +183,8 @@ async::task<resolved_image> images::state::built_here(oci::reference ref, conten
     co_return out;
 }
 
-async::task<resolved_image> images::resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress) {
+async::task<resolved_image> images::resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress,
+                                              std::shared_ptr<const registry::login> who) {
     auto& s = *state_;
     ref = ref.with_default_tag();
     if (how != freshness::always) {
@@ -200,9 +201,10 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
     // A digest that is here asks nobody, and is not worth a line.
     const bool asks = !ref.digest() || !s.content.find(*ref.digest());
     auto line = asks ? progress.begin(cat("resolve ", ref.str())) : progress::line();
-    const auto found = co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); });
+    const auto found = co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); }, {.who = who});
     line.done();
     resolved_image out;
+    out.who = who;
     out.reference = ref;
     out.target = found.index ? found.index->target : found.manifest.target;
     out.manifest = found.manifest.target;
@@ -232,11 +234,12 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
     std::string host;
     async::task_group both(co_await async::current_executor);
     const auto receive = [](state* self, oci::reference r, oci::descriptor l, async::byte_pipe p, std::shared_ptr<progress::line> shown,
-                            std::string* from) -> async::task<void> {
+                            std::string* from, std::shared_ptr<const registry::login> who) -> async::task<void> {
         std::exception_ptr failed;
         try {
             registry::fetch_options options;
             options.verify = false;
+            options.call.who = who;
             *from = co_await self->registry.fetch_blob(
                 r, l,
                 [p, shown, count = std::int64_t{0}](async::chunk c) mutable -> async::task<void> {
@@ -265,7 +268,7 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
             }
         });
     };
-    both.spawn(receive(this, what->image.reference, layer, pipe, line, &host));
+    both.spawn(receive(this, what->image.reference, layer, pipe, line, &host, what->image.who));
     both.spawn(work(this, pipe, target, blob, out));
     co_await both.join();
     if (out->blob != layer.digest || out->size != layer.size) {

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -194,6 +195,10 @@ class Bench:
         ENV["CONTAINERS_REGISTRIES_CONF"] = f"{work}/registries.conf"
         ENV["TMPDIR"] = work
         ENV["BUILDAH_ISOLATION"] = "chroot"
+        # Newer buildah raises the number of processes, which a host without CAP_SYS_RESOURCE refuses.
+        limits = ", ".join('"%s=%d:%d"' % (n, *resource.getrlimit(r)) for n, r in (("nproc", resource.RLIMIT_NPROC), ("nofile", resource.RLIMIT_NOFILE)))
+        write(f"{work}/containers.conf", f"[containers]\ndefault_ulimits = [{limits}]\n")
+        ENV["CONTAINERS_CONF"] = f"{work}/containers.conf"
         self.buildah = ["buildah", "--root", f"{work}/b", "--runroot", f"{work}/b.run", "--storage-driver", "vfs"]
         self.ctx = f"{work}/ctx"
         make_context(self.ctx)
@@ -253,7 +258,8 @@ def main():
                 continue
             found = {k: v for k, v in bench.case(name, text).items() if k not in NOISE}
             new = {k: v for k, v in found.items() if k not in known}
-            gone = [k for k in known if k not in found]
+            # What this buildah cannot build, a newer one may.
+            gone = [k for k in known if k not in found and k != FAILS]
             wrong += len(new) + len(gone)
             print(f"{name}: " + ("equal" if not found else f"{len(found)} known differences" if not new else f"{len(found)} differ, not known:"))
             for k, v in new.items():

@@ -42,9 +42,9 @@ bool says(const error& e, std::string_view part) {
 
 CO_TEST_CASE(directories_by_name) {
     const auto s = session::make_local(rt.pool(), {.directories = {{"context", "/some/where"}}, .secrets = {}});
-    BOOST_TEST(s->directory("context").value() == "/some/where");
-    BOOST_TEST(!s->directory("dockerfile").has_value());
-    BOOST_TEST(!s->directory("").has_value());
+    BOOST_TEST((co_await s->directory({.name = "context"})).value() == "/some/where");
+    BOOST_TEST(!(co_await s->directory({.name = "dockerfile"})).has_value());
+    BOOST_TEST(!(co_await s->directory({})).has_value());
     co_return;
 }
 

@@ -1,0 +1,332 @@
+module;
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+#include <gsl/util>
+
+module cobuild.build;
+
+import cobuild.frontend;
+import cobuild.fs;
+import cobuild.json;
+import cobuild.llb;
+import :parts;
+
+namespace cobuild::build {
+
+namespace {
+
+constexpr std::uint64_t max_file = std::uint64_t{16} << 20;
+
+/// What a job and its refs share.
+struct job_state {
+    job_state(parts& engine, job_options o) : p(engine), options(std::move(o)) {
+        if (!options.sink) options.sink = progress::null_sink();
+        sink = std::make_shared<counting_sink>(options.sink);
+        scope.session = options.client ? options.client : session::make_local(p.runtime.pool(), {});
+        scope.id = p.directory->fresh_name();
+        scope.sources = std::make_shared<ops::known_sources>();
+        scope.layouts = options.layouts;
+        scope.who = options.who;
+    }
+    parts& p;
+    job_options options;
+    std::shared_ptr<counting_sink> sink;
+    ops::build_scope scope;
+    std::optional<job::failure> failed;
+};
+
+/// The place of the vertex that failed, for who shows its source.
+std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex) {
+    if (!vertex) return std::nullopt;
+    job::failure out{.vertex = *vertex};
+    for (const auto& op : graph.ops)
+        if (digest::of(op) == *vertex) out.op = op;
+    if (const auto meta = graph.metadata.find(*vertex); meta != graph.metadata.end()) out.description = meta->second.description;
+    if (!graph.source) return out;
+    const auto at = graph.source->locations.find(*vertex);
+    if (at == graph.source->locations.end()) return out;
+    for (const auto& l : at->second.list)
+        if (const auto index = static_cast<std::size_t>(l.source_index); index < graph.source->infos.size())
+            out.sources.push_back({graph.source->infos[index], l.ranges});
+    return out;
+}
+
+class job_ref final : public ref, public std::enable_shared_from_this<job_ref> {
+public:
+    job_ref(std::shared_ptr<job_state> state, llb::definition what) : state_(std::move(state)), what_(std::move(what)) {}
+
+    [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
+    async::task<void> evaluate() override { (void)co_await value(); }
+
+    /// The chain, brought about once.
+    async::task<std::shared_ptr<ops::chain_value>> value() {
+        if (!value_) value_ = co_await once_.run(0, [self = shared_from_this()] { return self->bring(); });
+        co_return value_;
+    }
+
+    async::task<std::string> read_file(std::string path, std::uint64_t offset, std::uint64_t length) override {
+        const auto tree = co_await view();
+        co_return co_await state_->p.runtime.pool().run([&] {
+            const fs::root root(tree->mount().duplicate());
+            const auto info = root.stat(path, fs::links::follow);
+            if (!info) throw error{errc::not_found, cat(path, ": there is no such file in the result")};
+            if (!info->is_file()) throw error{errc::invalid, cat(path, " is no regular file")};
+            auto all = root.read_file(root.resolve(path), max_file);
+            if (offset >= all.size()) return std::string();
+            return all.substr(offset, length == 0 ? std::string::npos : length);
+        });
+    }
+
+    async::task<std::vector<file_entry>> read_directory(std::string path, std::string include) override {
+        const auto tree = co_await view();
+        co_return co_await state_->p.runtime.pool().run([&] {
+            const fs::root root(tree->mount().duplicate());
+            const auto at = root.resolve(path);
+            const auto dir = root.stat(at);
+            if (!dir) throw error{errc::not_found, cat(path, ": there is no such directory in the result")};
+            if (!dir->is_dir()) throw error{errc::invalid, cat(path, " is no directory")};
+            const auto wanted = include.empty() ? fs::ignore_patterns{} : fs::ignore_patterns(std::vector<std::string>{include});
+            std::vector<file_entry> out;
+            for (const auto& name : root.list(at)) {
+                if (!include.empty() && !wanted.matches(name)) continue;
+                out.push_back(entry(root, at.empty() ? name : cat(at, "/", name), name));
+            }
+            return out;
+        });
+    }
+
+    async::task<file_entry> stat(std::string path) override {
+        const auto tree = co_await view();
+        co_return co_await state_->p.runtime.pool().run([&] {
+            const fs::root root(tree->mount().duplicate());
+            const auto at = root.resolve(path, fs::links::keep);
+            if (!root.stat(at)) throw error{errc::not_found, cat(path, ": there is no such file in the result")};
+            return entry(root, at, at.substr(at.rfind('/') + 1));
+        });
+    }
+
+private:
+    static file_entry entry(const fs::root& root, const std::string& path, std::string name) {
+        file_entry out{.name = std::move(name), .info = root.stat(path).value()};
+        if (out.info.is_link()) out.link = root.read_link(path);
+        return out;
+    }
+
+    async::task<std::shared_ptr<snapshot::view>> view() {
+        const auto chain = co_await value();
+        if (!view_) view_ = std::make_shared<snapshot::view>(co_await state_->p.snapshots->view(chain->chain));
+        co_return view_;
+    }
+
+    async::task<std::shared_ptr<ops::chain_value>> bring() {
+        auto& p = state_->p;
+        const auto loaded = llb::load(what_);
+        check_entitlements(state_->options.allow, what_, loaded);
+        auto graph = ops::make_graph(loaded, *p.environment, state_->scope);
+        if (!graph.result) co_return std::make_shared<ops::chain_value>();
+        auto sink = std::make_shared<counting_sink>(state_->sink);
+        std::exception_ptr failed;
+        solver::result solved;
+        try {
+            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, false, sink);
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed) {
+            if (auto place = place_of(what_, sink->failed())) state_->failed = std::move(place);
+            std::rethrow_exception(failed);
+        }
+        co_return co_await ops::as_chain_value(*p.environment, std::move(solved));
+    }
+
+    std::shared_ptr<job_state> state_;
+    llb::definition what_;
+    std::shared_ptr<ops::chain_value> value_;
+    std::shared_ptr<snapshot::view> view_;
+    async::single_flight<int, std::shared_ptr<ops::chain_value>> once_;
+};
+
+std::string get(const std::map<std::string, std::string>& m, const std::string& key) {
+    const auto at = m.find(key);
+    return at == m.end() ? std::string() : at->second;
+}
+
+/// refs.platforms, as the exporters of BuildKit read it.
+std::string platforms_json(const std::vector<oci::platform>& platforms) {
+    json::array list;
+    for (const auto& p : platforms) {
+        json::object one;
+        one.set("ID", json::value(oci::format(p)));
+        one.set("Platform", oci::to_json(p));
+        list.emplace_back(std::move(one));
+    }
+    json::object out;
+    out.set("Platforms", json::value(std::move(list)));
+    return json::serialize(json::value(std::move(out)));
+}
+
+std::map<std::string, oci::platform> parse_platforms(const std::string& text) {
+    std::map<std::string, oci::platform> out;
+    if (text.empty()) return out;
+    const auto parsed = json::parse(text);
+    const auto* list = parsed.find("Platforms");
+    if (list == nullptr) return out;
+    for (const auto& one : list->as_array()) {
+        const auto* id = one.find("ID");
+        const auto* platform = one.find("Platform");
+        if (id == nullptr || platform == nullptr) throw error{errc::invalid, "refs.platforms of the result has an entry without ID or Platform"};
+        out[id->as_string()] = oci::normalize(oci::platform_of(*platform));
+    }
+    return out;
+}
+
+class job_impl final : public job {
+public:
+    job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {}
+
+    std::shared_ptr<ref> define(llb::definition what) override {
+        if (what.ops.empty()) return nullptr;
+        return std::make_shared<job_ref>(state_, std::move(what));
+    }
+
+    async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
+                                         std::map<std::string, llb::definition> inputs) override {
+        const auto source = get(attrs, "source");
+        const bool ours = name == "dockerfile.v0" || (name == "gateway.v0" && source == "dockerfile.v0");
+        if (!ours)
+            throw error{errc::unsupported, name == "gateway.v0" ? cat("the frontend image ", quoted(source), " is not supported yet; dockerfile.v0 is")
+                                                                : cat("there is no frontend ", quoted(name), "; dockerfile.v0 is known")};
+        if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
+        return dockerfile(std::move(attrs));
+    }
+
+    async::task<gateway::image_config> resolve_image(gateway::resolve_request request) override {
+        const auto gateway = std::make_shared<build_gateway>(state_->p, state_->scope, state_->sink, freshness_of(request.mode));
+        co_return co_await gateway->resolve_image_config(std::move(request));
+    }
+
+    async::task<build_result> finish(job_result what, std::vector<output> outputs) override {
+        build_result out;
+        std::vector<async::task<void>> all;
+        for (const auto& [key, r] : what.refs)
+            if (r) all.push_back(r->evaluate());
+        co_await async::when_all(std::move(all));
+        built made;
+        std::vector<state::pin> keep;
+        const auto platforms = parse_platforms(get(what.metadata, "refs.platforms"));
+        made.map = what.map;
+        for (const auto& [key, r] : what.refs) {
+            exporter::input in;
+            in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
+            if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
+            const auto known = platforms.find(key);
+            in.platform = known != platforms.end() ? known->second
+                          : in.config.empty()      ? oci::host_platform()
+                                                   : oci::normalize(oci::parse_image(in.config).platform);
+            if (in.platform.os.empty()) in.platform = oci::host_platform();
+            if (const auto* mine = dynamic_cast<job_ref*>(r.get())) {
+                const auto value = co_await const_cast<job_ref*>(mine)->value();
+                in.root = value->chain;
+                keep.push_back(value->keep);
+            }
+            for (const auto& o : outputs)
+                if (const auto epoch = get(o.attributes, "source-date-epoch"); !epoch.empty() && !in.epoch)
+                    in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+            made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
+        }
+        for (auto& o : outputs) o.attributes.erase("source-date-epoch");
+        if (!made.list.empty()) co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
+        co_return out;
+    }
+
+    void warn(progress::warning what) override { state_->sink->on_event(std::move(what)); }
+    [[nodiscard]] std::optional<failure> failed() const override { return state_->failed; }
+
+private:
+    static source::freshness freshness_of(gateway::resolve_mode mode) {
+        return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
+    }
+
+    async::task<job_result> dockerfile(std::map<std::string, std::string> attrs) {
+        auto asked = frontend::parse_attrs(attrs);
+        asked.build.build_platform = oci::host_platform();
+        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve));
+        const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
+        auto request = co_await shown<frontend::request>(state_->sink, "load", name, [&](progress::writer) { return frontend::read_sources(asked.build, gateway); });
+        if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
+        auto platforms = asked.platforms;
+        job_result out;
+        out.map = request.multi_platform;
+        if (platforms.empty()) platforms.emplace_back();
+        std::vector<oci::platform> made;
+        for (const auto& platform : platforms) {
+            auto one = request;
+            if (!asked.platforms.empty()) one.target_platform = platform;
+            auto converted = co_await frontend::convert(std::move(one), gateway);
+            show_warnings(converted.warnings, progress::writer(state_->sink, {.id = progress::internal_id("load", name), .name = ""}));
+            const auto id = oci::format(oci::normalize(converted.platform));
+            const auto key = out.map ? id : std::string();
+            const auto suffix = out.map ? cat("/", id) : std::string();
+            made.push_back(oci::normalize(converted.platform));
+            out.metadata[cat("containerimage.config", suffix)] = converted.image_config;
+            if (!converted.base_config.empty()) out.metadata[cat("containerimage.base.config", suffix)] = converted.base_config;
+            if (converted.epoch) out.metadata[cat("source.date.epoch", suffix)] = cat(*converted.epoch);
+            out.refs[key] = define(std::move(converted.graph));
+        }
+        out.metadata["refs.platforms"] = platforms_json(made);
+        co_return out;
+    }
+
+    async::task<job_result> answer_request(std::string id, frontend::request request, build_gateway& gateway) {
+        job_result out;
+        out.refs[""] = nullptr;
+        if (id == "frontend.subrequests.describe") {
+            out.metadata["result.json"] =
+                R"([{"name":"frontend.outline","version":"1.0.0","type":"rpc","description":"List all parameters current build target supports"},)"
+                R"({"name":"frontend.targets","version":"1.0.0","type":"rpc","description":"List all targets current build supports"},)"
+                R"({"name":"frontend.lint","version":"1.0.0","type":"rpc","description":"Check a Dockerfile without building it"},)"
+                R"({"name":"frontend.subrequests.describe","version":"1.0.0","type":"rpc","description":"List available subrequest types"}])";
+            out.metadata["result.txt"] = "frontend.outline\nfrontend.targets\nfrontend.lint\nfrontend.subrequests.describe\n";
+            out.metadata["version"] = "1.0.0";
+            co_return out;
+        }
+        frontend::answer found;
+        if (id == "frontend.outline")
+            found = co_await frontend::show_outline(std::move(request), gateway);
+        else if (id == "frontend.targets")
+            found = frontend::show_targets(request);
+        else if (id == "frontend.lint")
+            found = co_await frontend::check(std::move(request), gateway);
+        else
+            throw error{errc::unsupported, cat("the request ", quoted(id), " is not supported")};
+        out.metadata["result.json"] = found.json;
+        out.metadata["result.txt"] = found.text;
+        out.metadata["version"] = "1.0.0";
+        if (id == "frontend.lint") out.metadata["result.statuscode"] = cat(found.status);
+        co_return out;
+    }
+
+    std::shared_ptr<job_state> state_;
+};
+
+}  // namespace
+
+std::shared_ptr<job> make_job(parts& p, job_options options) { return std::make_shared<job_impl>(p, std::move(options)); }
+
+}  // namespace cobuild::build
