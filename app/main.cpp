@@ -1,11 +1,15 @@
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <string_view>
+#include <system_error>
 #include <vector>
 
 #include <CLI/App.hpp>
@@ -26,8 +30,20 @@ void let_the_last_count(CLI::App& command) {
     for (auto* below : command.get_subcommands({})) let_the_last_count(*below);
 }
 
+/// The daemon is a program of its own beside this one: linking gRPC costs every start of a command five milliseconds.
+int become_daemon(char** argv) {
+    std::error_code ec;
+    const auto self = std::filesystem::read_symlink("/proc/self/exe", ec);
+    const auto program = (self.parent_path() / "cobuildd").string();
+    std::string name = "cobuild daemon";
+    argv[1] = name.data();
+    ::execv(program.c_str(), argv + 1);
+    throw cobuild::os_error(errno, "starting " + program);
+}
+
 int run(int argc, char** argv) {
     using namespace cobuild;
+    if (argc > 1 && std::string_view(argv[1]) == "daemon") return become_daemon(argv);
     CLI::App cli{"cobuild builds container images from Dockerfiles, without a daemon.", "cobuild"};
     cli.require_subcommand(0, 1);
     cli.set_version_flag("--version", "cobuild " + std::string(version()));
@@ -47,9 +63,8 @@ int run(int argc, char** argv) {
                             std::cout << "cobuild " << version() << "\n";
                             return 0;
                         }});
-    auto* daemon = cli.add_subcommand("daemon", "Serve BuildKit's API (not built yet)");
-    daemon->allow_extras();
-    commands.push_back({daemon, []() -> int { throw error{errc::unsupported, "'cobuild daemon' is not supported yet; use 'cobuild build'"}; }});
+    // Only for the list of commands: what follows it is cobuildd's.
+    cli.add_subcommand("daemon", "Serve BuildKit's API to docker buildx and buildctl (see cobuild daemon --help)");
 
     std::string topic;
     auto* help = cli.add_subcommand("help", "Explain a command, or a check of 'cobuild build --check'");

@@ -62,7 +62,8 @@ public:
     virtual async::task<std::vector<image_info>> images() = 0;
     /// False when there is no such image.
     virtual async::task<bool> remove_image(std::string name) = 0;
-    virtual async::task<std::vector<usage_info>> usage() = 0;
+    /// Those that BuildKit's filters take (see prune_options::filters); without any all.
+    virtual async::task<std::vector<usage_info>> usage(std::vector<std::string> filters = {}) = 0;
     /// What was removed.
     virtual async::task<std::vector<usage_info>> prune(prune_options options) = 0;
 

@@ -32,7 +32,7 @@ namespace cobuild::build {
 async::task<build_result> run_build(parts& p, build_request request, std::shared_ptr<progress::sink> sink);
 async::task<answer> run_ask(parts& p, build_request request, question what, std::shared_ptr<progress::sink> sink);
 std::shared_ptr<job> make_job(parts& p, job_options options);
-async::task<std::vector<usage_info>> measure_usage(parts& p);
+async::task<std::vector<usage_info>> measure_usage(parts& p, std::vector<std::string> filters);
 async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options);
 
 namespace {
@@ -99,7 +99,10 @@ public:
     async::task<bool> remove_image(std::string name) override {
         return enter<bool>(shared_from_this(), [name = std::move(name)](parts& p) mutable { return remove_one(p, std::move(name)); });
     }
-    async::task<std::vector<usage_info>> usage() override { return enter<std::vector<usage_info>>(shared_from_this(), measure_usage); }
+    async::task<std::vector<usage_info>> usage(std::vector<std::string> filters) override {
+        return enter<std::vector<usage_info>>(shared_from_this(),
+                                              [filters = std::move(filters)](parts& p) mutable { return measure_usage(p, std::move(filters)); });
+    }
     async::task<std::vector<usage_info>> prune(prune_options options) override {
         return enter<std::vector<usage_info>>(shared_from_this(),
                                               [options = std::move(options)](parts& p) mutable { return run_prune(p, std::move(options)); });

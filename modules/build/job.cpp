@@ -210,8 +210,9 @@ public:
         const auto source = get(attrs, "source");
         const bool ours = name == "dockerfile.v0" || (name == "gateway.v0" && source == "dockerfile.v0");
         if (!ours)
-            throw error{errc::unsupported, name == "gateway.v0" ? cat("the frontend image ", quoted(source), " is not supported yet; dockerfile.v0 is")
-                                                                : cat("there is no frontend ", quoted(name), "; dockerfile.v0 is known")};
+            throw error{errc::unsupported, name == "gateway.v0"
+                                               ? cat("the frontend image ", quoted(source), " is not supported yet; dockerfile.v0 is")
+                                               : cat("there is no frontend ", quoted(name), "; dockerfile.v0 is known")};
         if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
         return dockerfile(std::move(attrs));
     }
@@ -268,7 +269,8 @@ private:
         asked.build.build_platform = oci::host_platform();
         build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve));
         const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
-        auto request = co_await shown<frontend::request>(state_->sink, "load", name, [&](progress::writer) { return frontend::read_sources(asked.build, gateway); });
+        auto request = co_await shown<frontend::request>(state_->sink, "load", name,
+                                                         [&](progress::writer) { return frontend::read_sources(asked.build, gateway); });
         if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
         auto platforms = asked.platforms;
         job_result out;

@@ -113,15 +113,16 @@ std::optional<std::uint64_t> keep_bytes(const prune_options& o, std::uint64_t to
 
 }  // namespace
 
-async::task<std::vector<usage_info>> measure_usage(parts& p) {
+async::task<std::vector<usage_info>> measure_usage(parts& p, std::vector<std::string> filters) {
     const auto of_images = co_await p.runtime.pool().run([&p] { return layers_of_images(*p.content); });
     std::vector<usage_info> out;
-    for (const auto& u : co_await p.snapshots->du()) out.push_back(to_info(u, of_images));
+    for (const auto& u : co_await p.snapshots->du())
+        if (auto info = to_info(u, of_images); matches(info, filters)) out.push_back(std::move(info));
     co_return out;
 }
 
 async::task<std::vector<usage_info>> run_prune(parts& p, prune_options options) {
-    auto all = co_await measure_usage(p);
+    auto all = co_await measure_usage(p, {});
     const auto disk = co_await p.runtime.pool().run([&p] { return fs::disk_space(p.directory->root()); });
     const auto now = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
     std::uint64_t total = 0;

@@ -34,8 +34,8 @@ namespace {
 constexpr unbuilt not_built[] = {
     {"proxyNetwork", true},
     {"provenanceEnvDir"},
-    {"grpc.tls", true},
-    {"grpc"},
+    {"grpc.debugAddress"},
+    {"grpc.securityDescriptor"},
     {"otel"},
     {"cdi"},
     {"history"},

@@ -144,7 +144,6 @@ void apply_group(reading& r, const flag_setter& set, const std::optional<std::st
     if (!group) return;
     if (whole(*group)) return set("--group", group);
     r.config.grpc.group = *group;
-    if (find_unbuilt("grpc.gid") != nullptr) r.report(severity::warning, errc::unsupported, "not supported yet and ignored: --group", std::nullopt);
 }
 
 }  // namespace

@@ -123,8 +123,10 @@ BOOST_AUTO_TEST_CASE(killed_at_random_instants) {
         if (build.ended(std::chrono::milliseconds(when))) {
             BOOST_TEST(build.wait().code == 0);
         } else {
-            BOOST_TEST(build.kill().code == 137);
-            ++killed;
+            // It may end by itself in the moment between.
+            const auto code = build.kill().code;
+            BOOST_TEST((code == 137 || code == 0));
+            if (code == 137) ++killed;
         }
         c.recover(name);
     }

@@ -1,0 +1,142 @@
+module;
+#include <algorithm>
+#include <exception>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <boost/asio/awaitable.hpp>
+
+#include "control.pb.h"
+
+module cobuild.daemon;
+
+import cobuild.llb;
+import :internal;
+
+namespace cobuild::daemon {
+
+namespace wire = moby::buildkit::v1;
+
+namespace {
+
+template<class M>
+std::map<std::string, std::string> map_of(const M& m) {
+    return {m.begin(), m.end()};
+}
+
+/// Older clients say their one exporter in fields of its own; newer ones say it twice.
+std::vector<build::output> outputs_of(const wire::SolveRequest& r) {
+    std::vector<build::output> out;
+    for (const auto& e : r.exporters()) out.push_back({.type = e.type(), .attributes = map_of(e.attrs())});
+    if (out.empty() && !r.exporter_deprecated().empty())
+        out.push_back({.type = r.exporter_deprecated(), .attributes = map_of(r.exporter_attrs_deprecated())});
+    const auto epoch = r.frontend_attrs().find("build-arg:SOURCE_DATE_EPOCH");
+    if (epoch == r.frontend_attrs().end() || epoch->second.empty()) return out;
+    if (!std::all_of(epoch->second.begin(), epoch->second.end(), [](char c) { return c >= '0' && c <= '9'; })) return out;
+    for (auto& o : out) o.attributes.emplace("source-date-epoch", epoch->second);
+    return out;
+}
+
+/// What a build may do needs the daemon's leave as well as the client's word.
+std::vector<std::string> entitlements_of(const wire::SolveRequest& r, const config::configuration& settings) {
+    std::vector<std::string> out;
+    for (const auto& asked : r.entitlements()) {
+        const auto name = asked.substr(0, asked.find('='));
+        const auto& granted = settings.insecure_entitlements;
+        if (name == "device") continue;
+        if (name != "network.host" && name != "security.insecure") throw error{errc::invalid, cat("invalid entitlement ", quoted(asked))};
+        if (std::find(granted.begin(), granted.end(), name) == granted.end())
+            throw error{errc::permission, cat("granting entitlement ", name, " is not allowed by build daemon configuration")};
+        out.push_back(name);
+    }
+    return out;
+}
+
+void refuse_what_is_missing(const wire::SolveRequest& r) {
+    if (r.has_source_policy() && r.source_policy().rules_size() > 0) throw error{errc::unsupported, "source policies are not supported yet"};
+    if (!r.source_policy_session().empty()) throw error{errc::unsupported, "source policies of a session are not supported yet"};
+    if (r.cache().exports_size() > 0) throw error{errc::unsupported, "exporting the build cache is not supported yet"};
+    if (r.proxy_network()) throw error{errc::unsupported, "the proxy network is not supported"};
+}
+
+/// The result, by whichever of the three roads the request takes.
+async::task<build::job_result> result_of(std::shared_ptr<build_state> b, wire::SolveRequest r) {
+    if (!r.definition().empty() && r.frontend().empty()) {
+        auto definition = llb::unmarshal_definition(r.definition());
+        if (!definition.ops.empty()) {
+            build::job_result out;
+            out.refs[""] = b->job->define(std::move(definition));
+            co_return out;
+        }
+    }
+    if (!r.frontend().empty()) {
+        std::map<std::string, llb::definition> inputs;
+        for (const auto& [name, bytes] : r.frontend_inputs()) inputs[name] = llb::unmarshal_definition(bytes);
+        co_return co_await b->job->run_frontend(r.frontend(), map_of(r.frontend_attrs()), std::move(inputs));
+    }
+    co_await b->driven.wait();
+    co_return b->returned.value_or(build::job_result{});
+}
+
+async::task<std::map<std::string, std::string>> run(std::shared_ptr<world> w, std::shared_ptr<build_state> b, std::shared_ptr<tunnel> client,
+                                                    wire::SolveRequest r) {
+    auto result = co_await result_of(b, r);
+    if (b->refused) co_return std::map<std::string, std::string>{};
+    std::map<std::string, std::string> response;
+    for (const auto& [key, value] : result.metadata)
+        if (key.starts_with("frontend.")) response[key] = value;
+    for (auto& [key, value] : co_await export_result(w, b, client, std::move(result), outputs_of(r))) response[key] = std::move(value);
+    co_return response;
+}
+
+/// The build is cancelled when the client's tunnel falls, unless it needs none.
+async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<world> w, std::shared_ptr<build_state> b, wire::SolveRequest r) {
+    std::shared_ptr<tunnel> client;
+    if (!r.session().empty()) client = co_await w->sessions.get(r.session(), std::chrono::seconds{5});
+    build::job_options o;
+    o.id = b->ref;
+    o.allow = entitlements_of(r, w->given.settings);
+    o.sink = b->events;
+    if (client) {
+        o.client = make_remote(client, w->contexts, w->pool);
+        o.who = make_login(client);
+    }
+    b->job = w->given.engine->start(std::move(o));
+    b->prepared.set();
+    auto work = run(w, b, client, std::move(r));
+    if (client) co_return co_await async::linked(client->closed.token(), std::move(work));
+    co_return co_await std::move(work);
+}
+
+}  // namespace
+
+async::task<rpc::status> solve(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
+    const auto bytes = co_await c->read();
+    wire::SolveRequest r;
+    if (!bytes || !r.ParseFromString(*bytes)) throw error{errc::invalid, "the request cannot be read"};
+    refuse_what_is_missing(r);
+    const auto b = w->builds.add(r.ref());
+    std::exception_ptr failed;
+    std::map<std::string, std::string> response;
+    std::optional<build::job::failure> where;
+    try {
+        response = co_await run_with_client(w, b, std::move(r));
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (b->job) where = b->job->failed();
+    auto refused = std::move(b->refused);
+    w->builds.end(b);
+    if (failed) co_return build_status(describe(failed), where);
+    if (refused) co_return std::move(*refused);
+    wire::SolveResponse out;
+    for (auto& [key, value] : response) (*out.mutable_exporter_response())[key] = std::move(value);
+    co_await c->write(out.SerializeAsString());
+    co_return rpc::status{};
+}
+
+}  // namespace cobuild::daemon
