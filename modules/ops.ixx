@@ -11,8 +11,10 @@
 /// errc::step_failed has the exit code; errors of file actions name the path.
 /// Not its job: order, caching, parallelism (solver); where images come from (source); how steps run (executor).
 module;
+#include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 
 export module cobuild.ops;
 
@@ -32,6 +34,16 @@ struct graph {
 
 /// Throws errc::unsupported for an op or source that is not built yet, naming it.
 graph make_graph(const llb::loaded& definition, environment& env, build_scope scope);
+
+/// What a git or http source is now, for who wants to pin it.
+struct source_facts {
+    std::string checksum;       ///< the commit; "sha256:..." of a file
+    std::string ref;            ///< git: the full name the commit was found under
+    std::string filename;       ///< of a file
+    std::int64_t modified = 0;  ///< of a file: Last-Modified, seconds since 1970; 0: not known
+};
+/// Asks now; a later solve in the same scope does not ask again. Throws errc::unsupported for other sources.
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx);
 
 /// A vertex' result as a chain; a client's directory that is the result itself is copied into a layer.
 async::task<std::shared_ptr<chain_value>> as_chain_value(environment& env, solver::result value);

@@ -72,6 +72,12 @@ struct log {
     bool operator==(const log&) const = default;
 };
 
+/// Lines and columns from 1; a column 0 is not known.
+struct text_range {
+    int first_line = 0, first_column = 0, last_line = 0, last_column = 0;
+    bool operator==(const text_range&) const = default;
+};
+
 struct warning {
     digest vertex;
     int level = 1;
@@ -79,6 +85,8 @@ struct warning {
     std::vector<std::string> detail;  ///< lines
     std::string url;
     std::optional<source_location> location;
+    std::string source;              ///< the text of the file that `location` names, where it is known
+    std::vector<text_range> ranges;  ///< what in it is meant; empty: the location's line
     bool operator==(const warning&) const = default;
 };
 

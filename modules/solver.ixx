@@ -17,6 +17,7 @@
 /// Not responsible for what ops do, images, definitions, or the life of results (result store).
 module;
 #include <cstddef>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -128,8 +129,14 @@ struct solver_options {
     std::size_t max_parallelism = 0;  ///< runs of counted ops at once, over all builds; 0: no limit
 };
 
+/// What several solves of one build share: a vertex that ignores the cache runs once in all of them. Keys by keys.
+struct shared_runs {
+    std::map<digest, digest> fresh;
+};
+
 struct solve_options {
     bool no_cache = false;  ///< every vertex counts as ignore_cache
+    std::shared_ptr<shared_runs> runs;
 };
 
 class solver {

@@ -103,8 +103,9 @@ source::freshness freshness_of(const build_request& r) {
 async::task<frontend::result> convert(parts& p, const build_request& r, build_inputs& in, std::shared_ptr<progress::sink> sink) {
     const auto name = cat("[internal] load build definition from ", in.request.dockerfile_name);
     build_gateway gateway(p, in.scope, sink, freshness_of(r));
+    const auto text = in.request.dockerfile;
     auto out = co_await frontend::convert(complete(std::move(in.request), r), gateway);
-    show_warnings(out.warnings, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
+    show_warnings(out.warnings, text, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
     co_return out;
 }
 
@@ -127,8 +128,8 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
     state::pin keep;
     if (graph.result) {
-        const auto value =
-            co_await ops::as_chain_value(*p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, r.no_cache, counting));
+        const auto value = co_await ops::as_chain_value(
+            *p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, {.no_cache = r.no_cache, .runs = {}}, counting));
         in.root = value->chain;
         keep = value->keep;
     }

@@ -160,6 +160,8 @@ void name_contexts(const build_request& r, frontend::request& request, session::
     }
 }
 
+}  // namespace
+
 /// The tree of a remote context, to read the Dockerfile in.
 async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build_inputs& in, std::string shown_name,
                                                            std::shared_ptr<progress::sink> sink) {
@@ -195,6 +197,8 @@ void read_remote_definition(const build_request& r, const fs::root& tree, fronte
     out.dockerfile = std::move(*text);
     out.dockerfile_name = stdfs::path(path).filename().string();
 }
+
+namespace {
 
 void set_files(frontend::request& request, definition_files files) {
     request.dockerfile = std::move(files.text);

@@ -25,9 +25,15 @@ import cobuild.frontend;
 import cobuild.fs;
 import cobuild.json;
 import cobuild.llb;
+import cobuild.remote;
 import :parts;
 
 namespace cobuild::build {
+
+// Bodies in inputs.cpp.
+async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build_inputs& in, std::string shown_name,
+                                                           std::shared_ptr<progress::sink> sink);
+void read_remote_definition(const build_request& r, const fs::root& tree, frontend::request& out);
 
 namespace {
 
@@ -48,6 +54,7 @@ struct job_state {
     job_options options;
     std::shared_ptr<counting_sink> sink;
     ops::build_scope scope;
+    std::shared_ptr<solver::shared_runs> runs = std::make_shared<solver::shared_runs>();
     std::optional<job::failure> failed;
 };
 
@@ -144,7 +151,7 @@ private:
         std::exception_ptr failed;
         solver::result solved;
         try {
-            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, false, sink);
+            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, {.no_cache = false, .runs = state_->runs}, sink);
         } catch (...) {
             failed = std::current_exception();
         }
@@ -222,6 +229,16 @@ public:
         co_return co_await gateway->resolve_image_config(std::move(request));
     }
 
+    async::task<source_facts> resolve_source(llb::source_op what, std::string name) override {
+        const auto state = state_;
+        co_return co_await shown<source_facts>(state->sink, "resolve", name, [state, what](progress::writer w) -> async::task<source_facts> {
+            llb::op op;
+            op.what = what;
+            auto found = co_await ops::look_at_source(std::move(op), *state->p.environment, state->scope, {.progress = w, .cancelled = {}});
+            co_return source_facts{std::move(found.checksum), std::move(found.ref), std::move(found.filename), found.modified};
+        });
+    }
+
     async::task<build_result> finish(job_result what, std::vector<output> outputs) override {
         build_result out;
         std::vector<async::task<void>> all;
@@ -269,8 +286,12 @@ private:
         asked.build.build_platform = oci::host_platform();
         build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve));
         const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
+        const auto context = get(attrs, "context");
+        const bool keep_git_dir =
+            get(attrs, "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR") == "1" || get(attrs, "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR") == "true";
+        if (!context.empty() && !frontend::set_remote_context(asked.build, context, keep_git_dir)) asked.build.context_name = context;
         auto request = co_await shown<frontend::request>(state_->sink, "load", name,
-                                                         [&](progress::writer) { return frontend::read_sources(asked.build, gateway); });
+                                                         [&](progress::writer) { return read_definition(asked.build, attrs, gateway); });
         if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
         auto platforms = asked.platforms;
         job_result out;
@@ -281,7 +302,10 @@ private:
             auto one = request;
             if (!asked.platforms.empty()) one.target_platform = platform;
             auto converted = co_await frontend::convert(std::move(one), gateway);
-            show_warnings(converted.warnings, progress::writer(state_->sink, {.id = progress::internal_id("load", name), .name = ""}));
+            // What is wrong for one platform is wrong for all.
+            if (made.empty())
+                show_warnings(converted.warnings, request.dockerfile,
+                              progress::writer(state_->sink, {.id = progress::internal_id("load", name), .name = ""}));
             const auto id = oci::format(oci::normalize(converted.platform));
             const auto key = out.map ? id : std::string();
             const auto suffix = out.map ? cat("/", id) : std::string();
@@ -293,6 +317,20 @@ private:
         }
         out.metadata["refs.platforms"] = platforms_json(made);
         co_return out;
+    }
+
+    /// From the client's directory, or from a remote context unless the client gives a directory for the Dockerfile alone.
+    async::task<frontend::request> read_definition(frontend::request request, std::map<std::string, std::string> attrs, build_gateway& gateway) {
+        if (!request.remote_context || attrs.contains("dockerfilekey")) return frontend::read_sources(std::move(request), gateway);
+        return read_remote(std::move(request), attrs.contains("filename"), get(attrs, "context"));
+    }
+    async::task<frontend::request> read_remote(frontend::request request, bool named, std::string context) {
+        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}};
+        const auto tree = co_await solve_context(state_->p, in, remote::redacted(context), state_->sink);
+        build_request r;
+        if (named) r.dockerfile = in.request.dockerfile_name;
+        co_await state_->p.runtime.pool().run([&] { read_remote_definition(r, fs::root(tree->mount().duplicate()), in.request); });
+        co_return std::move(in.request);
     }
 
     async::task<job_result> answer_request(std::string id, frontend::request request, build_gateway& gateway) {

@@ -163,9 +163,10 @@ private:
     std::optional<digest> failed_;
 };
 /// Solves, and tells of a failure where in the Dockerfile it stands.
-async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, bool no_cache,
+async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, solver::solve_options options,
                                   std::shared_ptr<counting_sink> sink);
-void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about);
+/// `text` is the Dockerfile's.
+void show_warnings(const std::vector<frontend::warning>& warnings, const std::string& text, const progress::writer& about);
 /// Steps that ask for more than a sandbox need the build's leave. (A local user is root already: this guards against what a
 /// foreign Dockerfile asks for. A daemon's configuration is asked besides.)
 void check_entitlements(const std::vector<std::string>& allow, const llb::definition& graph, const llb::loaded& loaded);

@@ -52,12 +52,12 @@ std::optional<source_location> location_of(const llb::definition& graph, const s
 
 }  // namespace
 
-async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, bool no_cache,
+async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, solver::solve_options options,
                                   std::shared_ptr<counting_sink> sink) {
     std::exception_ptr failed;
     std::vector<solver::result> out;
     try {
-        out = co_await p.solver->solve(std::move(vertices), {target}, sink, {.no_cache = no_cache});
+        out = co_await p.solver->solve(std::move(vertices), {target}, sink, std::move(options));
     } catch (...) {
         failed = std::current_exception();
     }
@@ -86,13 +86,15 @@ async::task<void> make_durable(parts& p) {
 
 }  // namespace
 
-void show_warnings(const std::vector<frontend::warning>& warnings, const progress::writer& about) {
+void show_warnings(const std::vector<frontend::warning>& warnings, const std::string& text, const progress::writer& about) {
     for (const auto& w : warnings) {
         progress::warning out;
         out.message = w.rule.empty() ? w.message : cat(w.rule, ": ", w.message, " (line ", w.where.line, ")");
         if (!w.detail.empty()) out.detail.push_back(w.detail);
         out.url = w.url;
         out.location = w.where;
+        out.source = text;
+        out.ranges.push_back({.first_line = static_cast<int>(w.where.line), .last_line = static_cast<int>(std::max(w.where.line, w.last_line))});
         about.warn(std::move(out));
     }
 }

@@ -14,6 +14,7 @@ module;
 
 #include <boost/asio/awaitable.hpp>
 
+#include "control.pb.h"
 #include "gateway.pb.h"
 
 module cobuild.daemon;
@@ -181,6 +182,19 @@ async::task<std::string> resolve_source(bridge_call c, std::string bytes) {
     wire::ResolveSourceMetaResponse out;
     *out.mutable_source() = r.source();
     if (id.starts_with("local://")) co_return out.SerializeAsString();
+    if (id.starts_with("git://") || id.starts_with("http://") || id.starts_with("https://")) {
+        const auto facts = co_await c.b->job->resolve_source({std::string(id), {r.source().attrs().begin(), r.source().attrs().end()}},
+                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name());
+        if (id.starts_with("git://")) {
+            out.mutable_git()->set_checksum(facts.checksum);
+            out.mutable_git()->set_ref(facts.ref);
+        } else {
+            out.mutable_http()->set_checksum(facts.checksum);
+            out.mutable_http()->set_filename(facts.filename);
+            if (facts.modified != 0) out.mutable_http()->mutable_last_modified()->set_seconds(facts.modified);
+        }
+        co_return out.SerializeAsString();
+    }
     if (!id.starts_with(image)) throw error{errc::unsupported, cat("resolving ", quoted(id), " is not supported yet")};
     gateway::resolve_request q;
     q.reference = oci::reference::parse(id.substr(image.size())).with_default_tag().str();
@@ -264,6 +278,20 @@ async::task<std::string> warn(bridge_call c, std::string bytes) {
     out.message = r.short_();
     out.detail.assign(r.detail().begin(), r.detail().end());
     out.url = r.url();
+    moby::buildkit::v1::SourceInfo info;
+    if (!r.info().empty() && info.ParseFromString(r.info())) {
+        out.location = source_location{info.filename(), 0};
+        out.source = info.data();
+    }
+    for (const auto& one : r.ranges()) {
+        moby::buildkit::v1::Range range;
+        if (!range.ParseFromString(one)) continue;
+        out.ranges.push_back({.first_line = range.start().line(),
+                              .first_column = range.start().character(),
+                              .last_line = range.end().line(),
+                              .last_column = range.end().character()});
+    }
+    if (out.location && !out.ranges.empty()) out.location->line = static_cast<unsigned>(out.ranges.front().first_line);
     c.b->job->warn(std::move(out));
     co_return wire::WarnResponse().SerializeAsString();
 }

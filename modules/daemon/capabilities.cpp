@@ -51,6 +51,9 @@ std::vector<std::string> llb_capabilities() {
             "source.git.mountsshsock",
             "source.git.subdir",
             "source.git.checksum",
+            "source.git.skipsubmodules",
+            "source.git.mtime",
+            "source.git.fetchbycommit",
             "source.http",
             "source.http.auth",
             "source.http.checksum",
@@ -125,7 +128,7 @@ std::string worker_record(const world& w) {
     };
     if (oci.platforms.empty()) add(oci::host_platform());
     for (const auto& text : oci.platforms) add(oci::normalize(oci::parse_platform(text)));
-    for (const auto& rule : config::gc_rules(oci.gc, 0)) {
+    for (const auto& rule : config::gc_rules(oci.gc, w.disk)) {
         auto* to = out.add_gc_policy();
         to->set_all(rule.all);
         for (const auto& f : rule.filters) to->add_filters(f);

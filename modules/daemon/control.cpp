@@ -1,5 +1,11 @@
 module;
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <chrono>
+#include <cstddef>
+#include <deque>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,6 +21,7 @@ module;
 
 module cobuild.daemon;
 
+import cobuild.fs;
 import :internal;
 
 namespace cobuild::daemon {
@@ -69,6 +76,7 @@ async::task<std::string> disk_usage(std::shared_ptr<world> w, std::string reques
     const auto asked = parse<wire::DiskUsageRequest>(request);
     wire::DiskUsageResponse out;
     std::vector<std::string> filters(asked.filter().begin(), asked.filter().end());
+    std::erase(filters, "");  // buildx sends one that says nothing
     for (const auto& u : co_await w->given.engine->usage(std::move(filters))) *out.add_record() = record_of(u);
     co_return out.SerializeAsString();
 }
@@ -83,6 +91,7 @@ async::task<rpc::status> prune(std::shared_ptr<world> w, std::shared_ptr<rpc::ca
     if (asked.reserved_space() > 0) o.reserved = static_cast<std::uint64_t>(asked.reserved_space());
     if (asked.min_free_space() > 0) o.min_free = static_cast<std::uint64_t>(asked.min_free_space());
     o.filters.assign(asked.filter().begin(), asked.filter().end());
+    std::erase(o.filters, "");
     if (o.filters.empty()) (void)co_await w->contexts.clear();
     for (const auto& u : co_await w->given.engine->prune(std::move(o))) co_await c->write(record_of(u).SerializeAsString());
     co_return rpc::status{};
@@ -93,11 +102,33 @@ rpc::metadata timestamp_header() {
     return {{"buildkit-timestamp", format_time(std::chrono::sys_time<nanoseconds>{now})}};
 }
 
+/// What a build of the history told.
+async::task<void> replay(std::shared_ptr<world> w, std::string file, std::shared_ptr<rpc::call> c) {
+    const auto bytes = co_await w->pool.run([file] {
+        const unique_fd fd{::open(file.c_str(), O_RDONLY | O_CLOEXEC)};
+        if (!fd) throw_errno("reading the history");
+        return fs::read_all(fd.get(), std::size_t{256} << 20);
+    });
+    for (std::size_t at = 0; at + 4 <= bytes.size();) {
+        std::size_t size = 0;
+        for (std::size_t i = 0; i < 4; ++i) size |= std::size_t{static_cast<unsigned char>(bytes[at + i])} << (8 * i);
+        at += 4;
+        if (size > bytes.size() - at) throw error{errc::corrupt, "the kept output of the build is cut off"};
+        co_await c->write(bytes.substr(at, size));
+        at += size;
+    }
+}
+
 async::task<rpc::status> status(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
     const auto request = co_await c->read();
     const auto asked = parse<wire::StatusRequest>(request.value_or(""));
     c->set_header(timestamp_header());
     co_await c->send_header();
+    co_await w->history.open();
+    if (const auto kept = w->history.logs_of(asked.ref())) {
+        co_await replay(w, *kept, c);
+        co_return rpc::status{};
+    }
     const auto b = co_await w->builds.get(asked.ref(), std::chrono::seconds{6});
     const auto events = b->events;
     std::size_t from = 0;
@@ -106,6 +137,20 @@ async::task<rpc::status> status(std::shared_ptr<world> w, std::shared_ptr<rpc::c
         if (batch.empty()) co_return rpc::status{};
         for (auto& message : encode_status(batch)) co_await c->write(std::move(message));
     }
+}
+
+async::task<rpc::status> listen_history(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
+    auto request = co_await c->read();
+    c->set_header(timestamp_header());
+    co_await c->send_header();
+    co_return co_await w->history.listen(c, request.value_or(""));
+}
+
+async::task<std::string> update_history(std::shared_ptr<world> w, std::string request) {
+    const auto asked = parse<wire::UpdateBuildHistoryRequest>(request);
+    // What a build told is written when it ends: there is nothing to finalize.
+    if (asked.delete_() || !asked.finalize()) co_await w->history.update(asked.ref(), asked.delete_(), asked.pinned());
+    co_return wire::UpdateBuildHistoryResponse().SerializeAsString();
 }
 
 async::task<rpc::status> session(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) { return w->sessions.serve(std::move(c)); }
@@ -128,6 +173,8 @@ method control_method(std::string_view name) {
         {"Solve", solve},
         {"Status", status},
         {"Session", session},
+        {"ListenBuildHistory", listen_history},
+        {"UpdateBuildHistory", unary_method(update_history)},
     };
     const auto at = known.find(name);
     return at == known.end() ? method{} : at->second;

@@ -32,6 +32,7 @@ world::world(options o, std::string worker)
       pool(given.engine->runtime().pool()),
       sessions(ex),
       contexts(given.root, pool),
+      history(given.root, pool, given.settings.history),
       worker_id(std::move(worker)) {}
 
 namespace {
@@ -150,6 +151,7 @@ async::task<std::shared_ptr<daemon>> open_here(options o) {
     auto security = read_tls(o.settings.grpc.tls);
     auto listeners = open_listeners(o);
     auto w = std::make_shared<world>(o, worker_id(o.root));
+    w->disk = fs::disk_space(o.root).total;
     co_return std::make_shared<daemon_impl>(std::move(w), std::move(lock), std::move(listeners), std::move(security));
 }
 

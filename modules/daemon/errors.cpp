@@ -35,6 +35,13 @@ json::object source_detail(const build::job::failure_source& from) {
     info.set("filename", from.file.filename);
     info.set("data", base64_encode(from.file.data));
     if (!from.file.language.empty()) info.set("language", from.file.language);
+    json::object definition;
+    if (from.file.definition) {
+        json::array ops;
+        for (const auto& op : from.file.definition->ops) ops.emplace_back(base64_encode(op));
+        definition.set("def", json::value(std::move(ops)));
+        info.set("definition", json::value(std::move(definition)));
+    }
     json::array ranges;
     for (const auto& r : from.ranges) {
         json::object one;
@@ -61,10 +68,20 @@ rpc::code code_of(errc kind) {
     }
 }
 
+/// What BuildKit says of a file that a COPY does not find; scripts look for it.
+std::string sentence(const error& e, const std::optional<build::job::failure>& where) {
+    const std::string_view text = e.what();
+    const auto missing = text.find("\": not found");
+    if (!where || missing == std::string_view::npos) return std::string(text);
+    const auto quote = text.rfind('"', missing - 1);
+    if (quote == std::string_view::npos) return std::string(text);
+    return cat("failed to compute cache key: failed to calculate checksum of ref ", where->vertex.hex().substr(0, 25), ": ", text.substr(quote));
+}
+
 }  // namespace
 
 rpc::status build_status(const error& e, const std::optional<build::job::failure>& where) {
-    rpc::status out{code_of(e.kind()), e.what(), {}};
+    rpc::status out{code_of(e.kind()), sentence(e, where), {}};
     if (!where) return out;
     google::rpc::Status s;
     s.set_code(static_cast<int>(out.code));

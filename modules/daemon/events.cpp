@@ -83,10 +83,19 @@ void add(wire::StatusResponse& r, const progress::warning& w) {
     for (const auto& d : w.detail) out->add_detail(d);
     out->set_url(w.url);
     if (!w.location) return;
-    out->mutable_info()->set_filename(w.location->file);
-    auto* range = out->add_ranges();
-    range->mutable_start()->set_line(static_cast<std::int32_t>(w.location->line));
-    range->mutable_end()->set_line(static_cast<std::int32_t>(w.location->line));
+    auto* info = out->mutable_info();
+    info->set_filename(w.location->file);
+    info->set_data(w.source);
+    info->set_language("Dockerfile");
+    auto ranges = w.ranges;
+    if (ranges.empty()) ranges.push_back({.first_line = static_cast<int>(w.location->line), .last_line = static_cast<int>(w.location->line)});
+    for (const auto& r : ranges) {
+        auto* to = out->add_ranges();
+        to->mutable_start()->set_line(r.first_line);
+        to->mutable_start()->set_character(r.first_column);
+        to->mutable_end()->set_line(r.last_line);
+        to->mutable_end()->set_character(r.last_column);
+    }
 }
 
 }  // namespace

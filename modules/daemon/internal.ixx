@@ -95,6 +95,8 @@ public:
         std::int32_t total = 0, cached = 0, completed = 0, warnings = 0;
     };
     [[nodiscard]] counts count() const;
+    /// Everything that is kept.
+    [[nodiscard]] std::vector<progress::event> all() const { return {events_.begin(), events_.end()}; }
 
 private:
     std::deque<progress::event> events_;
@@ -144,6 +146,43 @@ private:
     std::deque<std::pair<std::chrono::steady_clock::time_point, std::string>> ended_;
 };
 
+// ---------------------------------------------------------------- history
+
+/// Records of builds, kept below "<root>/history" with what they told. Records are serialized BuildHistoryRecords.
+class history {
+public:
+    history(std::string root, async::blocking_pool& pool, config::history_table limits);
+    void begin(const std::string& ref, std::string record);
+    /// `logs`: StatusResponses, each after its size in four bytes, the lowest first.
+    async::task<void> complete(std::string ref, std::string record, std::string logs);
+    /// A build that is not to be kept has ended.
+    void forget_active(const std::string& ref);
+    /// Control.ListenBuildHistory.
+    async::task<rpc::status> listen(std::shared_ptr<rpc::call> c, std::string request);
+    /// Deletes or pins; throws errc::not_found.
+    async::task<void> update(std::string ref, bool remove, bool pinned);
+    /// The file with what a build told.
+    [[nodiscard]] std::optional<std::string> logs_of(const std::string& ref) const;
+    async::task<std::optional<std::string>> read_blob(digest id);
+    async::task<void> open();
+
+private:
+    struct listener_state {
+        std::deque<std::pair<std::string, std::string>> waiting;
+        std::shared_ptr<async::event> more = std::make_shared<async::event>();
+    };
+    void tell(int type, const std::string& record);
+    async::task<void> sweep();
+    std::filesystem::path at_;
+    async::blocking_pool& pool_;
+    config::history_table limits_;
+    bool opened_ = false;
+    std::map<std::string, std::string> active_, done_;
+    std::set<std::shared_ptr<listener_state>> listeners_;
+};
+/// Takes serialized records; throws errc::invalid for a filter that is none.
+std::function<bool(const std::string&)> parse_history_filters(const std::vector<std::string>& filters);
+
 /// What every service works with.
 struct world {
     options given;
@@ -152,7 +191,9 @@ struct world {
     cobuild::daemon::sessions sessions;
     cobuild::daemon::builds builds;
     context_store contexts;
+    cobuild::daemon::history history;
     std::string worker_id;
+    std::uint64_t disk = 0;  ///< bytes of the state directory's file system
     world(options o, std::string worker);
 };
 

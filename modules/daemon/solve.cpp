@@ -1,5 +1,7 @@
 module;
 #include <algorithm>
+#include <chrono>
+#include <cstdint>
 #include <exception>
 #include <map>
 #include <memory>
@@ -114,25 +116,79 @@ async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<
 
 }  // namespace
 
+namespace {
+
+void set_now(google::protobuf::Timestamp* to) {
+    const auto ns = std::chrono::duration_cast<nanoseconds>(std::chrono::system_clock::now().time_since_epoch()).count();
+    to->set_seconds(ns / 1'000'000'000);
+    to->set_nanos(static_cast<std::int32_t>(ns % 1'000'000'000));
+}
+
+wire::BuildHistoryRecord begun_record(const wire::SolveRequest& r) {
+    wire::BuildHistoryRecord out;
+    out.set_ref(r.ref());
+    out.set_frontend(r.frontend());
+    *out.mutable_frontend_attrs() = r.frontend_attrs();
+    *out.mutable_exporters() = r.exporters();
+    set_now(out.mutable_created_at());
+    return out;
+}
+
+/// What the build told, as the history keeps it.
+std::string kept_status(const event_log& events) {
+    std::string out;
+    for (const auto& message : encode_status(events.all())) {
+        for (unsigned shift = 0; shift < 32; shift += 8) out += static_cast<char>(message.size() >> shift & 255U);
+        out += message;
+    }
+    return out;
+}
+
+/// A record that cannot be kept is no failure of the build.
+async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_state> b, wire::BuildHistoryRecord record, rpc::status end,
+                              std::map<std::string, std::string> response) {
+    set_now(record.mutable_completed_at());
+    if (!end.ok()) {
+        record.mutable_error()->set_code(static_cast<int>(end.code));
+        record.mutable_error()->set_message(end.message);
+    }
+    for (auto& [key, value] : response) (*record.mutable_exporter_response())[key] = value;
+    const auto n = b->events->count();
+    record.set_num_total_steps(n.total);
+    record.set_num_cached_steps(n.cached);
+    record.set_num_completed_steps(n.completed);
+    record.set_num_warnings(n.warnings);
+    try {
+        co_await w->history.complete(b->ref, record.SerializeAsString(), kept_status(*b->events));
+    } catch (const std::exception& e) {
+        log(log_level::warning, "the build's record could not be kept", {{"ref", b->ref}, {"error", e.what()}});
+    }
+}
+
+}  // namespace
+
 async::task<rpc::status> solve(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
     const auto bytes = co_await c->read();
     wire::SolveRequest r;
     if (!bytes || !r.ParseFromString(*bytes)) throw error{errc::invalid, "the request cannot be read"};
     refuse_what_is_missing(r);
     const auto b = w->builds.add(r.ref());
+    const bool kept = !r.internal();
+    const auto record = begun_record(r);
+    if (kept) w->history.begin(b->ref, record.SerializeAsString());
     std::exception_ptr failed;
     std::map<std::string, std::string> response;
-    std::optional<build::job::failure> where;
     try {
         response = co_await run_with_client(w, b, std::move(r));
     } catch (...) {
         failed = std::current_exception();
     }
-    if (b->job) where = b->job->failed();
-    auto refused = std::move(b->refused);
+    rpc::status end = std::move(b->refused).value_or(rpc::status{});
+    if (failed) end = build_status(describe(failed), b->job ? b->job->failed() : std::nullopt);
+    co_await async::no_cancel;
     w->builds.end(b);
-    if (failed) co_return build_status(describe(failed), where);
-    if (refused) co_return std::move(*refused);
+    if (kept) co_await keep_record(w, b, record, end, response);
+    if (!end.ok()) co_return end;
     wire::SolveResponse out;
     for (auto& [key, value] : response) (*out.mutable_exporter_response())[key] = std::move(value);
     co_await c->write(out.SerializeAsString());

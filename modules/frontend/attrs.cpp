@@ -138,7 +138,7 @@ llb::net_mode network(std::string_view text) {
 attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
     attr_request out;
     auto& r = out.build;
-    for (const std::string_view key : {"context", "contextsubdir", "dockerfilekey"}) {
+    for (const std::string_view key : {"contextsubdir", "dockerfilekey"}) {
         if (const auto value = get(attrs, key); !value.empty() && value != "dockerfile") {
             throw error{errc::unsupported,
                         cat("build option ", key, "=", quoted(value), " is not supported yet: the build context is the client's directory")};

@@ -320,6 +320,11 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
     for (std::size_t i = 0; i < inputs_; ++i) {
         live[i] = dynamic_cast<const local_value*>(values[i].get());
         trees[i].below = std::dynamic_pointer_cast<chain_value>(values[i]);
+        // What is changed, not only copied from, is a layer first.
+        if (live[i] != nullptr && !only_copied_from(i)) {
+            trees[i].below = co_await as_chain_value(env_, values[i]);
+            live[i] = nullptr;
+        }
         if (!trees[i].below) trees[i].below = std::make_shared<chain_value>();
         by_input.push_back(&trees[i]);
     }
@@ -329,8 +334,6 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
         if (uses_[i] == 0) continue;
         const auto& action = file_.actions[i];
         tree& target = trees[inputs_ + i];
-        if (action.input >= 0 && live[static_cast<std::size_t>(action.input)] != nullptr)
-            throw error{errc::invalid, "a file op cannot change a client's directory"};
         co_await go_on_from(action.input, trees, target);
         co_await open_tree(target, true);
         tree nothing{.below = std::make_shared<chain_value>()};

@@ -65,8 +65,15 @@ std::shared_ptr<chain_value> chain_of(snapshot::chain chain, state::pin keep) {
     return out;
 }
 
+/// An op that can tell what its source is now.
+class tells_facts {
+public:
+    virtual ~tells_facts() = default;
+    virtual async::task<source_facts> facts(solver::context ctx) = 0;
+};
+
 /// A file behind a URL: with a checksum its key is known without asking, else the key is what the server gave.
-class http_op final : public solver::op {
+class http_op final : public solver::op, public tells_facts {
 public:
     http_op(environment& env, const build_scope& scope, const llb::source_op& source) : env_(env), session_(scope.session) {
         if (env.http == nullptr) throw error{errc::unsupported, cat("the source ", source.identifier, " is not supported here")};
@@ -94,6 +101,11 @@ public:
         co_return solver::run_result{.outputs = {chain_of(file.chain, file.keep)}};
     }
 
+    async::task<source_facts> facts(solver::context ctx) override {
+        const auto file = co_await fetched(ctx);
+        co_return source_facts{.checksum = file.content.str(), .ref = {}, .filename = file.filename, .modified = file.modified};
+    }
+
     [[nodiscard]] bool counted() const noexcept override { return false; }
     [[nodiscard]] bool describe_is_work() const noexcept override { return !request_.checksum; }
 
@@ -114,7 +126,7 @@ private:
 };
 
 /// A git repository: its key is the commit, so what a branch names is asked once a build.
-class git_op final : public solver::op {
+class git_op final : public solver::op, public tells_facts {
 public:
     git_op(environment& env, const build_scope& scope, const llb::source_op& source) : env_(env), session_(scope.session) {
         if (env.git == nullptr) throw error{errc::unsupported, cat("the source ", source.identifier, " is not supported here")};
@@ -156,6 +168,11 @@ public:
         const auto commit = co_await resolved(ctx);
         auto tree = co_await env_.git->checkout(request_, commit, access(), ctx.progress);
         co_return solver::run_result{.outputs = {chain_of(std::move(tree.chain), std::move(tree.keep))}};
+    }
+
+    async::task<source_facts> facts(solver::context ctx) override {
+        const auto commit = co_await resolved(ctx);
+        co_return source_facts{.checksum = commit.id, .ref = commit.ref, .filename = {}};
     }
 
     [[nodiscard]] bool describe_is_work() const noexcept override { return !remote::is_commit(request_.ref); }
@@ -228,6 +245,13 @@ std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env
     if (id.starts_with(git_scheme)) return std::make_shared<git_op>(env, scope, source);
     if (id.starts_with(layout_scheme)) return std::make_shared<layout_op>(env, scope, what, source);
     return nullptr;
+}
+
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx) {
+    const auto op = make_source_op(what, env, scope);
+    const auto teller = std::dynamic_pointer_cast<tells_facts>(op);
+    if (!teller) throw error{errc::unsupported, cat("what ", std::get<llb::source_op>(what.what).identifier, " is now cannot be asked")};
+    co_return co_await teller->facts(std::move(ctx));
 }
 
 }  // namespace cobuild::ops

@@ -80,9 +80,7 @@ std::vector<std::string> list_attribute(const llb::source_op& source, const std:
 class local_op final : public solver::op {
 public:
     local_op(const build_scope& scope, std::string name, const llb::source_op& source)
-        : session_(scope.session),
-          key_(key_in(scope, name, source)),
-          wanted_(wanted_of(std::move(name), source)) {}
+        : session_(scope.session), key_(key_in(scope, name, source)), wanted_(wanted_of(std::move(name), source)) {}
 
     async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
 
@@ -162,8 +160,8 @@ std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& en
         if (what.platform)
             platform = oci::normalize(
                 {what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
-        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform,
-                                          freshness_of(source, scope), scope.who);
+        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform, freshness_of(source, scope),
+                                          scope.who);
     }
     if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
     if (auto op = make_remote_op(what, env, scope)) return op;

@@ -1,6 +1,7 @@
 module;
 #include <cstddef>
 #include <exception>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -65,7 +66,18 @@ void build::compute_fast(std::size_t i) {
     const auto inputs = parts(i, false);
     n.fast.push_back(fast_key(n.info.op_digest, n.info.ephemeral, inputs));
     for (const auto& other : n.info.also) n.fast.push_back(fast_key(other, n.info.ephemeral, inputs));
-    if (n.fresh) n.fresh_key = fresh_key(n.fast.front());
+    if (n.fresh && !n.fast.front().ephemeral && options_.runs) {
+        const auto known = options_.runs->fresh.find(n.fast.front().value);
+        if (known != options_.runs->fresh.end()) {
+            // It ran for this build already: what came out then is what it takes now.
+            n.fresh = false;
+            n.fast = {{known->second, false}};
+        }
+    }
+    if (n.fresh) {
+        n.fresh_key = fresh_key(n.fast.front());
+        if (options_.runs) options_.runs->fresh.emplace(n.fast.front().value, n.fresh_key->value);
+    }
     look_up(i, n.fast, false);
 }
 
