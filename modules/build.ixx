@@ -67,6 +67,10 @@ public:
     /// What was removed.
     virtual async::task<std::vector<usage_info>> prune(prune_options options) = 0;
 
+    /// What the content store holds, and a part of it (to the end: `size` 0, at most 4 MiB); throws errc::not_found.
+    virtual async::task<std::vector<blob_info>> blobs() = 0;
+    virtual async::task<std::string> read_blob(std::string digest, std::uint64_t offset, std::uint64_t size) = 0;
+
     /// A build that its caller drives, on the engine's io thread. It must have ended before close().
     virtual std::shared_ptr<job> start(job_options options) = 0;
     /// The engine's threads, for who runs beside it.

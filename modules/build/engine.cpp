@@ -62,6 +62,33 @@ async::task<bool> remove_one(parts& p, std::string name) {
     co_return co_await p.runtime.pool().run([&p, &full] { return p.content->remove_image(full); });
 }
 
+async::task<std::vector<blob_info>> list_blobs(parts& p) {
+    co_return co_await p.runtime.pool().run([&p] {
+        std::vector<blob_info> out;
+        for (const auto& b : p.content->list()) out.push_back({b.digest.str(), b.size});
+        return out;
+    });
+}
+
+async::task<std::string> read_part(parts& p, std::string id, std::uint64_t offset, std::uint64_t size) {
+    constexpr std::uint64_t most = std::uint64_t{4} << 20;
+    co_return co_await p.runtime.pool().run([&] {
+        const auto held = p.content->hold(digest::parse(id));
+        if (!held) throw error{errc::not_found, cat("there is no blob ", id)};
+        const auto file = p.content->open(digest::parse(id));
+        std::string out(std::min(most, size == 0 ? most : size), '\0');
+        std::size_t got = 0;
+        while (got < out.size()) {
+            const auto n = ::pread(file.get(), out.data() + got, out.size() - got, static_cast<off_t>(offset + got));
+            if (n < 0) throw_errno(cat("reading the blob ", id));
+            if (n == 0) break;
+            got += static_cast<std::size_t>(n);
+        }
+        out.resize(got);
+        return out;
+    });
+}
+
 class engine_impl final : public engine, public std::enable_shared_from_this<engine_impl> {
 public:
     explicit engine_impl(config::configuration settings) : parts_(std::make_unique<parts>(std::move(settings))) {}
@@ -106,6 +133,11 @@ public:
     async::task<std::vector<usage_info>> prune(prune_options options) override {
         return enter<std::vector<usage_info>>(shared_from_this(),
                                               [options = std::move(options)](parts& p) mutable { return run_prune(p, std::move(options)); });
+    }
+    async::task<std::vector<blob_info>> blobs() override { return enter<std::vector<blob_info>>(shared_from_this(), list_blobs); }
+    async::task<std::string> read_blob(std::string id, std::uint64_t offset, std::uint64_t size) override {
+        return enter<std::string>(shared_from_this(),
+                                  [id = std::move(id), offset, size](parts& p) mutable { return read_part(p, std::move(id), offset, size); });
     }
     std::shared_ptr<job> start(job_options options) override { return make_job(*parts_, std::move(options)); }
     async::runtime& runtime() override { return parts_->runtime; }

@@ -129,6 +129,12 @@ struct usage_info {
     std::vector<std::string> parents;
 };
 
+/// A blob of the content store.
+struct blob_info {
+    std::string digest;
+    std::uint64_t size = 0;
+};
+
 struct prune_options {
     bool all = false;                       ///< also what images built here are made of
     nanoseconds keep_duration{0};           ///< keep what was used since

@@ -48,13 +48,16 @@ async::task<rpc::status> unknown_method(std::shared_ptr<rpc::call> c) {
 }
 
 async::task<rpc::status> route(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
-    static constexpr std::string_view control = "/moby.buildkit.v1.Control/", bridge = "/moby.buildkit.v1.frontend.LLBBridge/";
+    static constexpr std::string_view control = "/moby.buildkit.v1.Control/", bridge = "/moby.buildkit.v1.frontend.LLBBridge/",
+                               content = "/containerd.services.content.v1.Content/";
     const std::string_view name = c->method();
     log(log_level::debug, "call", {{"method", std::string(name)}});
     if (name.starts_with(control))
         if (const auto m = control_method(name.substr(control.size()))) return m(std::move(w), std::move(c));
     if (name.starts_with(bridge))
         if (const auto m = bridge_method(name.substr(bridge.size()))) return m(std::move(w), std::move(c));
+    if (name.starts_with(content))
+        if (const auto m = content_method(name.substr(content.size()))) return m(std::move(w), std::move(c));
     if (name == "/grpc.health.v1.Health/Check") return rpc::unary(std::move(c), healthy);
     return unknown_method(std::move(c));
 }

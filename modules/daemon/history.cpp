@@ -143,6 +143,16 @@ async::task<std::optional<std::string>> history::read_blob(digest id) {
     co_return co_await pool_.run([file = blob_file(at_, id.hex())] { return read_whole(file); });
 }
 
+async::task<std::vector<std::pair<std::string, std::uint64_t>>> history::blobs() {
+    co_await open();
+    co_return co_await pool_.run([at = at_ / "blobs"] {
+        std::vector<std::pair<std::string, std::uint64_t>> out;
+        std::error_code ec;
+        for (const auto& e : stdfs::directory_iterator(at, ec)) out.emplace_back(cat("sha256:", e.path().filename().string()), e.file_size(ec));
+        return out;
+    });
+}
+
 async::task<void> history::update(std::string ref, bool remove, bool pinned) {
     co_await open();
     const auto at = done_.find(ref);

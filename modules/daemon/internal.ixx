@@ -164,6 +164,8 @@ public:
     /// The file with what a build told.
     [[nodiscard]] std::optional<std::string> logs_of(const std::string& ref) const;
     async::task<std::optional<std::string>> read_blob(digest id);
+    /// Digests and sizes.
+    async::task<std::vector<std::pair<std::string, std::uint64_t>>> blobs();
     async::task<void> open();
 
 private:
@@ -218,10 +220,11 @@ std::optional<rpc::tls> read_tls(const config::tls_table& files);
 
 // ---------------------------------------------------------------- services
 
-/// Methods of Control but Session, and of LLBBridge; null for a name they do not have.
+/// Methods of Control, of LLBBridge and of containerd's Content; null for a name they do not have.
 using method = std::function<async::task<rpc::status>(std::shared_ptr<world>, std::shared_ptr<rpc::call>)>;
 method control_method(std::string_view name);
 method bridge_method(std::string_view name);
+method content_method(std::string_view name);
 /// Serialized WorkerRecord and BuildkitVersion.
 std::string worker_record(const world& w);
 std::string version_record();
