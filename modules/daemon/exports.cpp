@@ -95,32 +95,24 @@ async::task<void> run_exports(std::shared_ptr<build_state> b, build::job_result 
     if (failed) std::rethrow_exception(failed);
 }
 
-/// fsutil packets over a call to the client.
-class packets final : public filesync::packet_stream {
-public:
-    explicit packets(std::shared_ptr<rpc::stream> s) : s_(std::move(s)) {}
-    async::task<std::optional<std::string>> read() override { return s_->read(); }
-    async::task<void> write(std::string message) override {
-        if (co_await s_->write(std::move(message))) co_return;
-        const auto end = co_await s_->finish();
-        throw end.ok() ? error{errc::canceled, "the client ended the transfer"} : rpc::to_error(end);
-    }
-
-private:
-    std::shared_ptr<rpc::stream> s_;
-};
-
-async::task<void> send_trees(std::shared_ptr<tunnel> client, std::size_t exporter, std::vector<build::result_tree> trees,
-                             async::blocking_pool& pool) {
+async::task<void> send_trees(std::shared_ptr<tunnel> client, std::size_t exporter, std::vector<build::result_tree> trees, async::blocking_pool& pool) {
     const auto s = open_send(client, exporter, true);
-    packets p(s);
     std::vector<filesync::tree> all;
-    filesync::send_options o;
+    std::optional<std::int64_t> epoch;
     for (const auto& t : trees) {
-        all.push_back({.name = t.name, .fd = t.fd});
-        if (t.epoch) o.mtime = fs::file_time{*t.epoch, 0};
+        filesync::tree one;
+        one.root = std::make_shared<const fs::root>(unique_fd{::fcntl(t.fd, F_DUPFD_CLOEXEC, 3)});
+        one.name = t.name;
+        all.push_back(std::move(one));
+        if (t.epoch) epoch = t.epoch;
     }
-    co_await filesync::send(pool, p, std::move(all), o);
+    filesync::send_options o;
+    if (epoch)
+        o.map = [epoch](filesync::file_stat& f) {
+            f.mtime = *epoch * 1'000'000'000;
+            return true;
+        };
+    (void)co_await filesync::send(packets_over(s), pool, std::move(all), std::move(o));
     co_await finish(s);
 }
 

@@ -24,6 +24,7 @@ import cobuild.base;
 import cobuild.async;
 import cobuild.build;
 import cobuild.config;
+import cobuild.filesync;
 import cobuild.progress;
 import cobuild.registry;
 import cobuild.rpc;
@@ -184,6 +185,9 @@ private:
 };
 /// Takes serialized records; throws errc::invalid for a filter that is none.
 std::function<bool(const std::string&)> parse_history_filters(const std::vector<std::string>& filters);
+
+/// fsutil packets over a call to a client; a write that fails throws what the client ended the call with.
+std::shared_ptr<filesync::packet_stream> packets_over(std::shared_ptr<rpc::stream> s);
 
 /// What every service works with.
 struct world {

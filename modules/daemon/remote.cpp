@@ -67,20 +67,6 @@ void add_values(rpc::metadata& m, const std::string& key, const std::vector<std:
     }
 }
 
-class packets final : public filesync::packet_stream {
-public:
-    explicit packets(std::shared_ptr<rpc::stream> s) : s_(std::move(s)) {}
-    async::task<std::optional<std::string>> read() override { return s_->read(); }
-    async::task<void> write(std::string message) override {
-        if (co_await s_->write(std::move(message))) co_return;
-        const auto end = co_await s_->finish();
-        throw end.ok() ? error{errc::canceled, "the client ended the transfer"} : rpc::to_error(end);
-    }
-
-private:
-    std::shared_ptr<rpc::stream> s_;
-};
-
 // ---------------------------------------------------------------- ssh agents
 
 using local_socket = boost::asio::local::stream_protocol::socket;
@@ -259,12 +245,12 @@ private:
         add_values(m, "exclude-patterns", what.exclude);
         add_values(m, "followpaths", what.follow);
         const auto s = tunnel_->channel->open(std::string(diff_copy), std::move(m));
-        packets p(s);
         filesync::receive_options o;
-        o.compare_metadata = !what.metadata_is_no_difference;
+        o.exact_sizes = false;  // a log that grows while it is sent is no reason to stop
+        if (what.metadata_is_no_difference) o.compare = filesync::differ::none;
         std::exception_ptr failed;
         try {
-            (void)co_await filesync::receive(pool_, p, to->path, o);
+            (void)co_await filesync::receive(packets_over(s), pool_, std::make_shared<const fs::root>(to->path), std::move(o));
         } catch (...) {
             failed = std::current_exception();
         }

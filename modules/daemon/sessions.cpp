@@ -6,6 +6,7 @@ module;
 #include <chrono>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -79,6 +80,26 @@ async::task<void> watch(std::shared_ptr<tunnel> t) {
 }
 
 }  // namespace
+
+namespace {
+
+class call_packets final : public filesync::packet_stream {
+public:
+    explicit call_packets(std::shared_ptr<rpc::stream> s) : s_(std::move(s)) {}
+    async::task<std::optional<std::string>> read() override { return s_->read(); }
+    async::task<void> write(std::string message) override {
+        if (co_await s_->write(std::move(message))) co_return;
+        const auto end = co_await s_->finish();
+        throw end.ok() ? error{errc::canceled, "the client ended the transfer"} : rpc::to_error(end);
+    }
+
+private:
+    std::shared_ptr<rpc::stream> s_;
+};
+
+}  // namespace
+
+std::shared_ptr<filesync::packet_stream> packets_over(std::shared_ptr<rpc::stream> s) { return std::make_shared<call_packets>(std::move(s)); }
 
 bool tunnel::offers(std::string_view method) const { return methods.contains(to_lower(method)); }
 
