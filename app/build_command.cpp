@@ -42,7 +42,8 @@ struct build_flags {
     std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter, build_contexts, ssh;
     std::vector<std::string> not_yet;  ///< flags of buildx that are parsed only to be refused by name
     std::string target, network, progress = "auto", metadata_file, iidfile, shm_size, cgroup_parent, pull;
-    std::vector<std::string> allow, annotations;
+    std::vector<std::string> allow, annotations, attests;
+    std::optional<std::string> provenance, sbom;
     std::string call, print_llb;
     bool push = false, load = false, no_cache = false, quiet = false, check = false;
 };
@@ -214,7 +215,7 @@ std::string parse_entitlement(std::string name) {
                                    near.empty() ? "" : cat("; did you mean ", near, "?"))};
 }
 
-/// "[TYPE:]KEY=VALUE" for every output that is an image; without one the image is kept with them.
+/// "[TYPE[,TYPE...]:]KEY=VALUE" for every output that is an image; without one the image is kept with them.
 void add_annotations(build::build_request& r, const std::vector<std::string>& items) {
     if (items.empty()) return;
     if (r.outputs.empty()) r.outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
@@ -222,18 +223,37 @@ void add_annotations(build::build_request& r, const std::vector<std::string>& it
     for (const auto& item : items) {
         const auto eq = item.find('=');
         if (eq == std::string::npos || eq == 0) throw error{errc::invalid, cat("--annotation ", quoted(item), ": KEY=VALUE is expected")};
-        std::string key = item.substr(0, eq), name = "annotation.";
+        std::string key = item.substr(0, eq);
+        std::vector<std::string> names{"annotation."};
         if (const auto colon = key.find(':'); colon != std::string::npos) {
-            name = cat("annotation-", key.substr(0, colon), ".");
+            const auto types = key.substr(0, colon);
+            names.clear();
+            for (const auto type : split(types, ',')) names.push_back(cat("annotation-", trim(type), "."));
             key = key.substr(colon + 1);
         }
         for (auto& o : r.outputs) {
             if (o.type == "local" || o.type == "tar" || o.type == "cacheonly") continue;
-            o.attributes[name + key] = item.substr(eq + 1);
+            for (const auto& name : names) o.attributes[name + key] = item.substr(eq + 1);
             taken = true;
         }
     }
     if (!taken) throw error{errc::invalid, "--annotation needs an output that is an image (image, oci, docker or registry)"};
+}
+
+/// "type=provenance,mode=max"; the type goes out of the parameters, which are passed on as they are.
+void add_attest(const std::string& text, build::build_request& r) {
+    std::string type, rest;
+    for (const auto& [key, value] : parse_csv(text, "--attest")) {
+        if (key == "type") {
+            type = value;
+            continue;
+        }
+        auto pair = cat(key, key.empty() ? "" : "=", value);
+        if (pair.find_first_of(",\"") != std::string::npos) pair = cat('"', pair, '"');
+        rest += cat(rest.empty() ? "" : ",", pair);
+    }
+    if (type.empty()) throw error{errc::invalid, cat("--attest ", text, ": type= is missing (provenance or sbom)")};
+    r.attests[type] = rest;
 }
 
 /// "default", "default=SOCKET", "id=SOCKET".
@@ -265,11 +285,12 @@ build::build_request make_request(build_flags& flags) {
     r.tags = flags.tags;
     r.build_args = parse_pairs(flags.build_args, "--build-arg", true);
     r.labels = parse_pairs(flags.labels, "--label", false);
-    if (flags.platforms.size() > 1) throw error{errc::unsupported, "several --platform values in one build are not supported yet"};
-    if (!flags.platforms.empty())
-        r.platform = flags.platforms.front();
-    else if (const char* fallback = std::getenv("DOCKER_DEFAULT_PLATFORM"))
-        r.platform = fallback;
+    r.platforms = flags.platforms;
+    if (const char* fallback = std::getenv("DOCKER_DEFAULT_PLATFORM"); r.platforms.empty() && fallback != nullptr && *fallback != '\0')
+        r.platforms.emplace_back(fallback);
+    for (const auto& a : flags.attests) add_attest(a, r);
+    if (flags.provenance) r.attests["provenance"] = *flags.provenance;
+    if (flags.sbom) r.attests["sbom"] = *flags.sbom;
     r.no_cache = flags.no_cache;
     r.no_cache_stages = flags.no_cache_filter;
     if (flags.pull == "true" || flags.pull == "always")
@@ -366,7 +387,10 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--target", f.target, "Build this stage")->type_name("STAGE");
     list("--build-arg", f.build_args, "Set a build argument", "KEY=VALUE");
     list("--label", f.labels, "Set a label of the image", "KEY=VALUE");
-    c.add_option("--platform", f.platforms, "Platform of the image (this machine's)")->delimiter(',')->type_name("OS/ARCH")->allow_extra_args(false);
+    c.add_option("--platform", f.platforms, "Platforms of the image (this machine's); several make an index")
+        ->delimiter(',')
+        ->type_name("OS/ARCH")
+        ->allow_extra_args(false);
     list("-o,--output", f.outputs, "Where the result goes: type=image|oci|docker|local|tar|registry[,dest=...]", "OUTPUT");
     c.add_flag("--push", f.push, "Push the image under its tags");
     c.add_flag("--load", f.load, "Load the image into the Docker engine");
@@ -392,10 +416,13 @@ void add_flags(CLI::App& c, build_flags& f) {
     c.add_option("--metadata-file", f.metadata_file, "Write what was built as JSON")->type_name("FILE");
     c.add_option("--iidfile", f.iidfile, "Write the image id")->type_name("FILE");
     c.add_flag("-q,--quiet", f.quiet, "Print the image id only");
-    for (const auto* name : {"--cache-from", "--cache-to", "--attest"})
+    list("--attest", f.attests, "Attest to the result: type=provenance[,mode=min|max][,version=v1|v0.2]", "ATTESTATION");
+    c.add_option("--provenance", f.provenance, "As --attest type=provenance: true, false, mode=max ...")->type_name("PARAMETERS");
+    c.add_option("--sbom", f.sbom, "As --attest type=sbom; only false yet")->type_name("PARAMETERS");
+    for (const auto* name : {"--cache-from", "--cache-to"})
         c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
     // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
-    for (const auto& [flag, value] : {std::pair{"--sbom", "false"}, std::pair{"--provenance", "false"}, std::pair{"--builder", "default"}})
+    for (const auto& [flag, value] : {std::pair{"--builder", "default"}})
         c.add_option_function<std::string>(
              flag,
              [&f, name = flag, accepted = value](const std::string& v) {

@@ -17,6 +17,7 @@
 ///     stdin FILE              what the next program reads on its standard input
 ///     base NAME               a busybox image under that name in the registry
 ///     image NAME path PATH [mode M] [owner U:G] [content TEXT] [link T] [type file|dir|link]    (`! image ... path`: absent)
+///     image NAME@PLATFORM ... the same of an index's image for a platform, as NAME@linux/arm64
 ///     image NAME config REGEX the image's config, one line of JSON, matches
 ///     write FILE TEXT · append FILE TEXT · rm FILE · chmod MODE FILE
 ///     env NAME=VALUE          for the commands that follow

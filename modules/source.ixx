@@ -50,9 +50,9 @@ struct resolved_image {
     std::string config;  ///< the image config's bytes
     std::vector<digest> diff_ids;
     oci::platform platform;
-    bool local = false;                    ///< built here
-    std::optional<snapshot::chain> chain;  ///< its layers, when they are known to be unpacked
-    state::pin keep;                       ///< manifest and config stay in the content store
+    bool local = false;                          ///< built here
+    std::optional<snapshot::chain> chain;        ///< its layers, when they are known to be unpacked
+    state::pin keep;                             ///< manifest and config stay in the content store
     std::shared_ptr<const registry::login> who;  ///< who asked; none: the engine's own login
 };
 
@@ -64,6 +64,8 @@ struct pulled_image {
 /// The label of a named image (content::image) that holds its chain of layers; an image without one is unpacked again.
 inline constexpr std::string_view chain_label = "cobuild.chain";
 std::string chain_text(const snapshot::chain& c);
+/// Of an index the label above holds all layers, and one for each manifest below it the chain of that image.
+std::string chain_label_of(const digest& manifest);
 
 class images {
 public:
@@ -73,7 +75,7 @@ public:
     images& operator=(const images&) = delete;
 
     async::task<resolved_image> resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress,
-                                         std::shared_ptr<const registry::login> who = {});
+                                        std::shared_ptr<const registry::login> who = {});
     async::task<pulled_image> pull(resolved_image image, progress::writer progress);
 
 private:

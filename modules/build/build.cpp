@@ -5,6 +5,7 @@ module;
 #include <algorithm>
 #include <cerrno>
 #include <charconv>
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
@@ -78,7 +79,8 @@ frontend::request complete(frontend::request out, const build_request& r) {
     out.labels = r.labels;
     const auto host = oci::host_platform();
     out.build_platform = host;
-    if (!r.platform.empty()) out.target_platform = oci::normalize(oci::parse_platform(r.platform));
+    if (const auto all = r.build_args.find("BUILDKIT_MULTI_PLATFORM"); all != r.build_args.end())
+        out.multi_platform = all->second == "1" || to_lower(all->second) == "true";
     out.no_cache = r.no_cache;
     for (const auto& s : r.no_cache_stages) out.no_cache_stages.push_back(to_lower(s));
     if (r.network == "host")
@@ -100,60 +102,76 @@ source::freshness freshness_of(const build_request& r) {
                                         : source::freshness::missing;
 }
 
-async::task<frontend::result> convert(parts& p, const build_request& r, build_inputs& in, std::shared_ptr<progress::sink> sink) {
-    const auto name = cat("[internal] load build definition from ", in.request.dockerfile_name);
-    build_gateway gateway(p, in.scope, sink, freshness_of(r));
-    const auto text = in.request.dockerfile;
-    auto out = co_await frontend::convert(complete(std::move(in.request), r), gateway);
-    show_warnings(out.warnings, text, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
-    co_return out;
+std::map<std::string, std::string> attests_of(const build_request& r) {
+    std::map<std::string, std::string> attrs;
+    for (const auto& [key, value] : r.build_args) attrs[cat("build-arg:", key)] = value;
+    for (const auto& [key, value] : r.attests) attrs[cat("attest:", key)] = value;
+    return exporter::attests_of(attrs);
+}
+
+/// The outputs asked for; none at all means the image is kept here. --push is for the image outputs there are, as buildx has it.
+std::vector<output> outputs_of(const build_request& r) {
+    auto out = r.outputs;
+    if (out.empty()) out.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
+    bool pushed = !r.push;
+    for (auto& o : out) {
+        if (!r.push || (o.type != "image" && o.type != "registry")) continue;
+        o.attributes["push"] = "true";
+        pushed = true;
+    }
+    if (!pushed) out.push_back({.type = "registry", .attributes = {}});
+    return out;
 }
 
 }  // namespace
 
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
+    const auto started = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
     auto names = normalized_names(r.tags);
+    const auto platforms = asked_platforms(r.platforms);
+    const auto attested = exporter::parse_attests(attests_of(r), false);
     auto counting = std::make_shared<counting_sink>(std::move(sink));
     auto inputs = co_await open_inputs(p, r, counting);
-    const auto converted = co_await convert(p, r, inputs, counting);
-    const auto loaded = llb::load(converted.graph);
+    inputs.scope.found = std::make_shared<ops::found_sources>();
+    const auto request = complete(std::move(inputs.request), r);
+    const auto converted = co_await convert_all(p, request, platforms, inputs.scope, freshness_of(r), counting);
     auto allowed = r.allow;
     if (r.network == "host") allowed.emplace_back("network.host");
-    check_entitlements(allowed, converted.graph, loaded);
-    auto graph = ops::make_graph(loaded, *p.environment, inputs.scope);
-
-    exporter::input in;
-    in.config = converted.image_config;
-    in.platform = oci::normalize(converted.platform);
-    in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
-    state::pin keep;
-    if (graph.result) {
-        const auto value = co_await ops::as_chain_value(
-            *p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, {.no_cache = r.no_cache, .runs = {}}, counting));
-        in.root = value->chain;
-        keep = value->keep;
-    }
     build_result out;
-    counting->fill(out, graph.vertices);
-    auto outputs = r.outputs;
-    // A tag without an output, or no output at all, means the image is kept here.
-    if (outputs.empty() || (r.push && outputs.empty()))
-        outputs.push_back({.type = r.push ? "registry" : "image", .attributes = {}});
-    else if (r.push)
-        outputs.push_back({.type = "registry", .attributes = {}});
+    const auto roots = co_await solve_all(p, converted, std::move(allowed), inputs.scope, r.no_cache, counting, out);
     built what;
-    what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
-    co_await export_and_keep(p, std::move(what), std::move(outputs), std::move(names), counting, out);
+    what.map = platforms.size() > 1 || request.multi_platform;
+    for (std::size_t i = 0; i < converted.size(); ++i) {
+        const auto& c = converted[i];
+        exporter::input in;
+        in.root = roots[i]->chain;
+        in.config = c.image_config;
+        in.base_config = c.base_config;
+        in.platform = oci::normalize(c.platform);
+        in.epoch = c.epoch ? c.epoch : r.source_date_epoch;
+        if (attested.provenance)
+            in.attestations.push_back(exporter::make_provenance(
+                *attested.provenance, make_record("dockerfile.v0", frontend_attributes(r, request), c.graph, *inputs.scope.found, started)));
+        what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
+    }
+    co_await export_and_keep(p, std::move(what), outputs_of(r), std::move(names), counting, out);
     co_return out;
 }
 
 async::task<answer> run_ask(parts& p, build_request r, question what, std::shared_ptr<progress::sink> sink) {
     auto inputs = co_await open_inputs(p, r, sink);
-    if (what == question::graph) {
-        const auto converted = co_await convert(p, r, inputs, sink);
-        co_return answer{.text = llb::to_dot(converted.graph), .json = llb::to_json(converted.graph)};
-    }
     auto request = complete(std::move(inputs.request), r);
+    const auto platforms = asked_platforms(r.platforms);
+    if (what == question::graph) {
+        answer out;
+        for (const auto& c : co_await convert_all(p, std::move(request), platforms, inputs.scope, freshness_of(r), sink)) {
+            out.text += llb::to_dot(c.graph);
+            out.json += llb::to_json(c.graph);
+        }
+        co_return out;
+    }
+    if (!platforms.empty()) request.target_platform = platforms.front();
+    request.emulated = co_await emulated_for(p, request, platforms);
     build_gateway gateway(p, inputs.scope, sink, freshness_of(r));
     auto found = what == question::check     ? co_await frontend::check(std::move(request), gateway)
                  : what == question::outline ? co_await frontend::show_outline(std::move(request), gateway)

@@ -24,24 +24,31 @@ import :parts;
 
 namespace cobuild::build {
 
-void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response) {
-    response["containerimage.digest"] = image.manifest.digest.str();
-    response["containerimage.config.digest"] = image.config.digest.str();
-    response["containerimage.descriptor"] = base64_encode(json::serialize(oci::to_json(image.manifest)));
+void describe_image(const exporter::exported& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response) {
+    response["containerimage.digest"] = image.top.digest.str();
+    if (!image.is_index()) response["containerimage.config.digest"] = image.images.front().config.digest.str();
+    response["containerimage.descriptor"] = base64_encode(json::serialize(oci::to_json(image.top)));
     std::string joined;
     for (const auto& n : names) joined += cat(joined.empty() ? "" : ",", n);
     if (!joined.empty()) response["image.name"] = joined;
 }
 
-async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain chain, std::vector<std::string> names) {
-    const auto descriptor = json::serialize(oci::to_json(image.manifest));
+async::task<void> keep_image(parts& p, exporter::exported image, built what, std::vector<std::string> names) {
+    const auto descriptor = json::serialize(oci::to_json(image.top));
     co_await p.runtime.pool().run([&] {
+        content::image i{.target = image.top.digest, .descriptor = descriptor};
+        i.created = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+        snapshot::chain all;
+        for (std::size_t n = 0; n < image.images.size(); ++n) {
+            const auto& chain = what.list.at(n).in.root;
+            all.layers.insert(all.layers.end(), chain.layers.begin(), chain.layers.end());
+            if (image.is_index()) i.labels[source::chain_label_of(image.images[n].manifest.digest)] = source::chain_text(chain);
+        }
+        i.labels[std::string(source::chain_label)] = source::chain_text(all);
+        i.labels["size"] = cat(image.size);
+        i.labels["config"] = (image.is_index() ? image.top : image.images.front().config).digest.str();
         for (const auto& name : names) {
-            content::image i{.name = name, .target = image.manifest.digest, .descriptor = descriptor};
-            i.created = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
-            i.labels[std::string(source::chain_label)] = source::chain_text(chain);
-            i.labels["size"] = cat(image.size);
-            i.labels["config"] = image.config.digest.str();
+            i.name = name;
             p.content->put_image(i);
         }
     });
@@ -64,21 +71,23 @@ async::task<void> push_blob(parts& p, registry::client& to, oci::reference ref, 
     line->done();
 }
 
-async::task<void> push_to(parts& p, registry::client& to, exporter::image image, std::vector<std::string> names, bool by_digest,
+async::task<void> push_to(parts& p, registry::client& to, exporter::exported image, std::vector<std::string> names, bool by_digest,
                           progress::writer progress) {
     for (const auto& name : names) {
         const auto parsed = oci::reference::parse(name);
         const auto ref = by_digest ? parsed.name_only() : parsed.with_default_tag();
         auto layers = progress.begin("pushing layers");
-        std::map<digest, oci::descriptor> blobs{{image.config.digest, image.config}};
-        for (const auto& l : image.layers)
-            if (!oci::is_nondistributable(l.media_type)) blobs.emplace(l.digest, l);
         std::vector<async::task<void>> work;
-        for (const auto& [d, blob] : blobs) work.push_back(push_blob(p, to, ref, blob, progress));
+        for (const auto& [d, blob] : image.blobs())
+            if (!oci::is_nondistributable(blob.media_type)) work.push_back(push_blob(p, to, ref, blob, progress));
         co_await async::when_all(std::move(work));
         layers.done();
-        auto manifest = progress.begin(cat("pushing manifest for ", ref.str(), "@", image.manifest.digest.str()));
-        co_await to.push_manifest(ref, image.manifest.media_type, image.manifest_bytes);
+        // What an index names must be there before it; an attestation's subject before the attestation.
+        if (image.is_index())
+            for (const auto* list : {&image.images, &image.attestations})
+                for (const auto& i : *list) co_await to.push_manifest(ref.name_only(), i.manifest.media_type, i.manifest_bytes);
+        auto manifest = progress.begin(cat("pushing manifest for ", ref.str(), "@", image.top.digest.str()));
+        co_await to.push_manifest(ref, image.top.media_type, image.top_bytes);
         manifest.done();
     }
 }
@@ -98,7 +107,7 @@ registry::options insecure_options(parts& p) {
     return o;
 }
 
-async::task<void> push_insecurely(parts& p, exporter::image image, std::vector<std::string> names, bool by_digest, progress::writer progress) {
+async::task<void> push_insecurely(parts& p, exporter::exported image, std::vector<std::string> names, bool by_digest, progress::writer progress) {
     registry::client to(insecure_options(p));
     std::exception_ptr failed;
     try {
@@ -112,7 +121,7 @@ async::task<void> push_insecurely(parts& p, exporter::image image, std::vector<s
 
 }  // namespace
 
-async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, push_manner how, progress::writer progress) {
+async::task<void> push_image(parts& p, exporter::exported image, std::vector<std::string> names, push_manner how, progress::writer progress) {
     // A tag would say where the image is to be found; by digest nothing does but the digest.
     for (const auto& name : names)
         if (how.by_digest && oci::reference::parse(name).tag() != "latest")
@@ -123,7 +132,7 @@ async::task<void> push_image(parts& p, exporter::image image, std::vector<std::s
 }
 
 namespace {
-async::task<void> pipe_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+async::task<void> pipe_into_docker(parts& p, exporter::exported image, std::vector<std::string> names, progress::writer progress) {
     if (!process::find_program("docker")) throw error{errc::not_found, "--load needs the docker command line program, which is not in PATH"};
     std::array<int, 2> ends{};
     if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("making a pipe");
@@ -159,7 +168,7 @@ async::task<void> pipe_into_docker(parts& p, exporter::image image, std::vector<
 }
 }  // namespace
 
-async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress) {
+async::task<void> load_into_docker(parts& p, exporter::exported image, std::vector<std::string> names, progress::writer progress) {
     // A chain of its own: what it shields from cancellation while it cleans up ends with it.
     co_await async::linked(async::cancel_token{}, pipe_into_docker(p, std::move(image), std::move(names), std::move(progress)));
 }
@@ -177,6 +186,7 @@ std::vector<digest> children_of(const content::store& content, const digest& d) 
     } else if (oci::is_manifest(kind)) {
         const auto manifest = oci::parse_manifest(text);
         out.push_back(manifest.config.digest);
+        if (manifest.subject) out.push_back(manifest.subject->digest);
         for (const auto& l : manifest.layers) out.push_back(l.digest);
     }
     return out;

@@ -47,6 +47,7 @@ struct job_state {
         scope.session = options.client ? options.client : session::make_local(p.runtime.pool(), {});
         scope.id = p.directory->fresh_name();
         scope.sources = std::make_shared<ops::known_sources>();
+        scope.found = std::make_shared<ops::found_sources>();
         scope.layouts = options.layouts;
         scope.who = options.who;
     }
@@ -56,7 +57,18 @@ struct job_state {
     ops::build_scope scope;
     std::shared_ptr<solver::shared_runs> runs = std::make_shared<solver::shared_runs>();
     std::optional<job::failure> failed;
+    /// What the last frontend was asked, for provenance.
+    std::string frontend;
+    std::map<std::string, std::string> attrs;
+    std::chrono::sys_time<nanoseconds> started = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
 };
+
+/// What the client wants attested of a result. (BuildKit's daemon tells all where no mode is named.)
+void attest(const job_state& s, const llb::definition& graph, exporter::input& in) {
+    const auto wanted = exporter::parse_attests(exporter::attests_of(s.attrs), true);
+    if (!wanted.provenance) return;
+    in.attestations.push_back(exporter::make_provenance(*wanted.provenance, make_record(s.frontend, s.attrs, graph, *s.scope.found, s.started)));
+}
 
 /// The place of the vertex that failed, for who shows its source.
 std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex) {
@@ -220,6 +232,9 @@ public:
             throw error{errc::unsupported, name == "gateway.v0"
                                                ? cat("the frontend image ", quoted(source), " is not supported yet; dockerfile.v0 is")
                                                : cat("there is no frontend ", quoted(name), "; dockerfile.v0 is known")};
+        (void)exporter::parse_attests(exporter::attests_of(attrs), true);  // what cannot be attested is refused before anything runs
+        state_->frontend = name;
+        state_->attrs = attrs;
         if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
         return dockerfile(std::move(attrs));
     }
@@ -258,6 +273,8 @@ public:
                           : in.config.empty()      ? oci::host_platform()
                                                    : oci::normalize(oci::parse_image(in.config).platform);
             if (in.platform.os.empty()) in.platform = oci::host_platform();
+            in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
+            attest(*state_, r ? r->definition() : llb::definition{}, in);
             if (const auto* mine = dynamic_cast<job_ref*>(r.get())) {
                 const auto value = co_await const_cast<job_ref*>(mine)->value();
                 in.root = value->chain;
@@ -294,6 +311,7 @@ private:
                                                          [&](progress::writer) { return read_definition(asked.build, attrs, gateway); });
         if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
         auto platforms = asked.platforms;
+        request.emulated = co_await emulated_for(state_->p, request, platforms);
         job_result out;
         out.map = request.multi_platform;
         if (platforms.empty()) platforms.emplace_back();

@@ -1,7 +1,8 @@
 module;
+#include <fcntl.h>
+
 #include <algorithm>
 #include <cstdint>
-#include <iterator>
 #include <map>
 #include <memory>
 #include <optional>
@@ -14,6 +15,7 @@ module;
 
 module cobuild.build;
 
+import cobuild.fs;
 import :parts;
 
 namespace cobuild::build {
@@ -30,7 +32,20 @@ std::vector<std::string> normalized_names(const std::vector<std::string>& names)
 
 namespace {
 
-/// Everything the exporters of one build share; the image is written when the first of them needs it.
+/// "linux/arm/v7" as the name of a directory or in one.
+std::string path_of(std::string platform) {
+    std::replace(platform.begin(), platform.end(), '/', '_');
+    return platform;
+}
+
+/// The files that are written for a local or tar output, and what keeps them meanwhile.
+struct file_options {
+    bool split = false;
+    bool mirror = false;
+    std::string prefix;  ///< of the names of attestations
+};
+
+/// Everything the exporters of one build share.
 class exports {
 public:
     exports(parts& p, built what, std::vector<std::string> names, std::shared_ptr<progress::sink> sink)
@@ -38,11 +53,10 @@ public:
 
     async::task<void> run(output o, build_result& result) {
         auto names = names_;
-        if (const auto at = o.attributes.find("name"); at != o.attributes.end()) {
-            std::vector<std::string> own;
-            for (const auto n : split(at->second, ',')) own.emplace_back(trim(n));
-            names = normalized_names(own);
-            o.attributes.erase(at);
+        if (const auto own = exporter::take_text(o.attributes, "name"); own && !own->empty()) {
+            names.clear();
+            for (const auto n : split(*own, ',')) names.emplace_back(trim(n));
+            names = normalized_names(names);
         }
         if (o.type == "image" || o.type == "registry") return image(std::move(o), std::move(names), result);
         if (o.type == "oci" || o.type == "docker") return archive(std::move(o), std::move(names), result);
@@ -54,52 +68,77 @@ public:
 private:
     static async::task<void> nothing() { co_return; }
 
-    [[nodiscard]] const exporter::input& in() const {
-        if (what_.map) throw error{errc::unsupported, "a result for several platforms cannot be exported yet"};
-        return what_.list.at(0).in;
-    }
-
     static void no_more(const output& o) {
-        static constexpr std::string_view accepted[] = {
-            "unpack", "store", "name-canonical", "dangling-name-prefix", "prefer-nondist-layers", "attestation-inline", "rewrite-timestamp"};
         for (const auto& [key, value] : o.attributes)
-            if (std::find(std::begin(accepted), std::end(accepted), key) == std::end(accepted))
-                throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
+            throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
     }
 
-    async::task<exporter::image> write(exporter::image_options options, progress::writer w, build_result& result,
-                                       const std::vector<std::string>& names) {
-        auto image = co_await exporter::write_image(parts_.stores(), in(), std::move(options), w);
-        result.image_digest = image.manifest.digest.str();
-        result.config_digest = image.config.digest.str();
-        result.size = image.size;
-        describe_image(image, names, result.exporter_response);
-        co_return image;
+    [[nodiscard]] std::string platforms() const {
+        std::string out;
+        for (const auto& one : what_.list) out += cat(out.empty() ? "" : ", ", one.platform);
+        return out;
+    }
+
+    async::task<exporter::exported> write(exporter::image_options options, progress::writer w, std::vector<std::string> names, build_result& result) {
+        std::vector<exporter::input> in;
+        for (const auto& one : what_.list) in.push_back(one.in);
+        auto out = co_await exporter::write_images(parts_.stores(), std::move(in), what_.map, std::move(names), std::move(options), w);
+        result.image_digest = out.top.digest.str();
+        result.config_digest = out.is_index() ? result.image_digest : out.images.front().config.digest.str();
+        result.size = out.size;
+        co_return out;
+    }
+
+    struct image_manner {
+        bool push = false;
+        bool store = true;
+        bool canonical = false;
+        std::string dangling_prefix;
+        bool dangling_only_unnamed = false;
+        push_manner pushing;
+    };
+
+    static image_manner take_manner(output& o) {
+        image_manner out;
+        out.push = exporter::take_flag(o.attributes, "push").value_or(o.type == "registry");
+        out.store = exporter::take_flag(o.attributes, "store").value_or(true);
+        out.canonical = exporter::take_flag(o.attributes, "name-canonical").value_or(false);
+        out.dangling_prefix = exporter::take_text(o.attributes, "dangling-name-prefix").value_or("");
+        // BuildKit's spelling on the wire, and the one that is meant.
+        out.dangling_only_unnamed = exporter::take_flag(o.attributes, "danging-name-empty-only").value_or(false);
+        out.dangling_only_unnamed = exporter::take_flag(o.attributes, "dangling-name-empty-only").value_or(out.dangling_only_unnamed);
+        out.pushing.by_digest = exporter::take_flag(o.attributes, "push-by-digest").value_or(false);
+        out.pushing.insecure = exporter::take_flag(o.attributes, "registry.insecure").value_or(false);
+        out.push = out.push || out.pushing.by_digest;
+        return out;
+    }
+
+    /// Names it is kept under: those given, with its digest besides, and one made of a prefix and the digest.
+    static std::vector<std::string> stored_names(const image_manner& how, const std::vector<std::string>& names, const digest& top) {
+        std::vector<std::string> out = names;
+        if (how.canonical)
+            for (const auto& n : names) out.push_back(oci::reference::parse(n).with_digest(top).str());
+        if (!how.dangling_prefix.empty() && (names.empty() || !how.dangling_only_unnamed))
+            out.push_back(oci::reference::parse(how.dangling_prefix).with_digest(top).str());
+        return out;
     }
 
     async::task<void> image(output o, std::vector<std::string> names, build_result& result) {
-        bool push = o.type == "registry";
-        if (const auto at = o.attributes.find("push"); at != o.attributes.end()) {
-            push = at->second != "false" && at->second != "0";
-            o.attributes.erase(at);
-        }
-        const auto take_flag = [&o](const char* key) {
-            const auto at = o.attributes.find(key);
-            if (at == o.attributes.end()) return false;
-            const bool on = at->second != "false" && at->second != "0";
-            o.attributes.erase(at);
-            return on;
-        };
-        const push_manner manner{.by_digest = take_flag("push-by-digest"), .insecure = take_flag("registry.insecure")};
-        push = push || manner.by_digest;
-        if (push && names.empty()) throw error{errc::invalid, cat("--output type=", o.type, " with push needs a name: add --tag or name=")};
+        const auto how = take_manner(o);
+        if (how.push && names.empty()) throw error{errc::invalid, cat("--output type=", o.type, " with push needs a name: add --tag or name=")};
         auto options = exporter::take_image_options(o.attributes);
+        // What is built here is unpacked already, so there is nothing else to do for it.
+        const bool unpack = exporter::take_flag(o.attributes, "unpack").value_or(false);
+        if (unpack && options.rewrite_timestamps)
+            throw error{errc::invalid, cat("--output type=", o.type, ": rewrite-timestamp and unpack do not go together")};
         no_more(o);
         co_await shown<int>(sink_, "export", "exporting to image", [&](progress::writer w) -> async::task<int> {
-            auto made = co_await write(options, w, result, names);
-            co_await keep_image(parts_, made, in().root, names);
-            for (const auto& n : names) w.begin(cat("naming to ", n)).done();
-            if (push) co_await push_image(parts_, made, names, manner, w);
+            auto made = co_await write(options, w, names, result);
+            const auto stored = stored_names(how, names, made.top.digest);
+            describe_image(made, stored, result.exporter_response);
+            if (how.store) co_await keep_image(parts_, made, what_, stored);
+            for (const auto& n : stored) w.begin(cat("naming to ", n)).done();
+            if (how.push) co_await push_image(parts_, made, names, how.pushing, w);
             co_return 0;
         });
         for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());
@@ -107,49 +146,95 @@ private:
 
     async::task<void> archive(output o, std::vector<std::string> names, build_result& result) {
         const bool docker = o.type == "docker";
-        exporter::destination to{.fd = o.fd};
-        if (const auto at = o.attributes.find("dest"); at != o.attributes.end()) {
-            to.path = at->second;
-            o.attributes.erase(at);
-        }
-        if (o.attributes.contains("tar")) throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute tar= is not supported yet")};
+        if (docker && what_.list.size() > 1)
+            throw error{errc::unsupported, cat("--output type=docker holds an image of one platform, and this result has ", platforms(),
+                                               ": use type=oci, or build one of them")};
+        if (docker) what_.map = false;
+        exporter::destination to{.fd = o.fd, .path = exporter::take_text(o.attributes, "dest").value_or("")};
+        const bool tar = exporter::take_flag(o.attributes, "tar").value_or(true);
+        if (!tar && to.path.empty())
+            throw error{errc::invalid, cat("--output type=", o.type, ",tar=false: dest= is missing, the directory to write to")};
+        o.attributes.try_emplace("attestation-inline", "false");
         auto options = exporter::take_image_options(o.attributes);
+        if (!docker && !options.oci_types) throw error{errc::invalid, "--output type=oci has OCI's media types: leave out oci-mediatypes=false"};
         no_more(o);
-        co_await shown<int>(sink_, cat("export", to.path, to.fd), docker ? "exporting to docker image format" : "exporting to oci image format",
-                            [&](progress::writer w) -> async::task<int> {
-                                auto made = co_await write(options, w, result, names);
-                                if (to.fd < 0 && to.path.empty())
-                                    co_await load_into_docker(parts_, made, names, w);
-                                else
-                                    co_await exporter::write_archive(
-                                        parts_.stores(), docker ? exporter::archive_kind::docker : exporter::archive_kind::oci, made, names, to, w);
-                                co_return 0;
-                            });
+        const auto title = docker ? "exporting to docker image format" : "exporting to oci image format";
+        co_await shown<int>(sink_, cat("export", to.path, to.fd), title, [&](progress::writer w) -> async::task<int> {
+            auto made = co_await write(options, w, names, result);
+            describe_image(made, names, result.exporter_response);
+            const auto kind = docker ? exporter::archive_kind::docker : exporter::archive_kind::oci;
+            if (!tar)
+                co_await exporter::write_layout(parts_.stores(), made, names, to.path, w);
+            else if (to.fd < 0 && to.path.empty())
+                co_await load_into_docker(parts_, made, names, w);
+            else
+                co_await exporter::write_archive(parts_.stores(), kind, made, names, to, w);
+            co_return 0;
+        });
         for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());
+    }
+
+    async::task<std::vector<exporter::tree>> trees(file_options how) {
+        std::vector<exporter::tree> out;
+        for (const auto& one : what_.list) {
+            auto t = exporter::as_tree(one.in);
+            if (how.split) t.name = path_of(one.platform);
+            const auto suffix = what_.map && !how.split ? path_of(one.platform) : "";
+            t.extra = co_await exporter::attestation_files(parts_.stores(), one.in, how.prefix, suffix);
+            out.push_back(std::move(t));
+        }
+        if (!how.split && out.size() > 1) co_await exporter::check_distinct(parts_.stores(), out);
+        co_return out;
     }
 
     async::task<void> files(output o) {
         const bool local = o.type == "local";
-        const auto dest = o.attributes.find("dest");
-        const std::string path = dest == o.attributes.end() ? "" : dest->second;
+        const auto path = exporter::take_text(o.attributes, "dest").value_or("");
         if (local && path.empty() && !o.receive) throw error{errc::invalid, "--output type=local: dest= is missing, the directory to write to"};
-        if (dest != o.attributes.end()) o.attributes.erase(dest);
+        file_options how{.split = exporter::take_flag(o.attributes, "platform-split").value_or(what_.map)};
+        how.prefix = exporter::take_text(o.attributes, "attestation-prefix").value_or("");
+        if (const auto mode = exporter::take_text(o.attributes, "mode"); mode && local) {
+            if (*mode != "copy" && *mode != "delete")
+                throw error{errc::invalid, cat("--output type=local,mode=", *mode, ": copy or delete is expected")};
+            how.mirror = *mode == "delete";
+        } else if (mode) {
+            throw error{errc::invalid, "--output type=tar: mode= is for type=local"};
+        }
         no_more(o);
         co_await shown<int>(sink_, cat("export", path), local ? "exporting to client directory" : "exporting to client tarball",
                             [&](progress::writer w) -> async::task<int> {
+                                const auto all = co_await trees(how);
                                 if (o.receive)
-                                    co_await give(o);
+                                    co_await give(o, all);
                                 else if (local)
-                                    co_await exporter::write_directory(parts_.stores(), in(), path, w);
+                                    co_await exporter::write_directory(parts_.stores(), all, path, how.mirror, w);
                                 else
-                                    co_await exporter::write_tar(parts_.stores(), in(), {.fd = o.fd, .path = path}, w);
+                                    co_await exporter::write_tar(parts_.stores(), all, {.fd = o.fd, .path = path}, w);
                                 co_return 0;
                             });
     }
 
-    async::task<void> give(const output& o) {
-        const auto root = co_await parts_.snapshots->view(in().root);
-        co_await o.receive({{.name = "", .fd = root.fd(), .epoch = in().epoch}});
+    /// Hands the trees over as directories; attestations are in directories of their own.
+    async::task<void> give(const output& o, std::vector<exporter::tree> all) {
+        std::vector<snapshot::view> views;
+        std::vector<snapshot::writable> own;
+        std::vector<result_tree> out;
+        for (const auto& t : all) {
+            views.push_back(co_await parts_.snapshots->view(t.root));
+            out.push_back({.name = t.name, .fd = views.back().fd(), .epoch = t.epoch});
+            if (t.extra.empty()) continue;
+            own.push_back(co_await parts_.snapshots->begin({}));
+            const int dir = own.back().upper();
+            co_await parts_.runtime.pool().run([&] {
+                for (const auto& f : t.extra) {
+                    const unique_fd file{::openat(dir, f.name.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
+                    if (!file) throw_errno(cat("creating ", f.name));
+                    fs::write_all(file.get(), bytes_of(f.bytes));
+                }
+            });
+            out.push_back({.name = t.name, .fd = dir, .epoch = t.epoch});
+        }
+        co_await o.receive(std::move(out));
     }
 
     parts& parts_;

@@ -206,8 +206,13 @@ async::task<void> parts::close() {
 async::task<source::resolved_image> build_gateway::resolve(gateway::resolve_request& request, progress::writer shown) {
     static constexpr std::string_view scheme = "oci-layout://";
     const auto platform = oci::normalize(request.platform);
-    if (!request.reference.starts_with(scheme))
-        co_return co_await parts_.images->resolve(oci::reference::parse(request.reference), platform, how_, shown, who_);
+    if (!request.reference.starts_with(scheme)) {
+        auto ref = oci::reference::parse(request.reference);
+        if (const auto known = known_.find(ref.str()); known != known_.end()) ref = ref.with_digest(known->second);
+        auto found = co_await parts_.images->resolve(ref, platform, how_, shown, who_);
+        if (oci::is_index(found.target.media_type)) known_.emplace(request.reference, found.target.digest);
+        co_return found;
+    }
     const auto name = oci::reference::parse(cat("oci-layout.invalid/", request.reference.substr(scheme.size())));
     const auto directory = layouts_.find(name.path());
     if (directory == layouts_.end()) throw error{errc::not_found, cat("there is no OCI layout named ", name.path())};

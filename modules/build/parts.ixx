@@ -1,5 +1,6 @@
 /// Internal to cobuild.build: the engine's parts, and what its bodies share.
 module;
+#include <chrono>
 #include <cstdint>
 #include <exception>
 #include <filesystem>
@@ -99,6 +100,7 @@ private:
     std::shared_ptr<const registry::login> who_;
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
+    std::map<std::string, digest> known_;  ///< what tags mean: asked once, however many platforms are built
 };
 
 /// Shows one part of the build that is no vertex of the graph, and passes its failure on.
@@ -162,9 +164,32 @@ private:
     std::map<digest, bool> cached_;
     std::optional<digest> failed_;
 };
+/// `e` with the place in the Dockerfile that the vertex comes from.
+error located(error e, const llb::definition& graph, const std::optional<digest>& vertex);
 /// Solves, and tells of a failure where in the Dockerfile it stands.
 async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, solver::solve_options options,
                                   std::shared_ptr<counting_sink> sink);
+/// The platforms of --platform, normalized, each once.
+std::vector<oci::platform> asked_platforms(const std::vector<std::string>& texts);
+/// Platforms besides this machine's own whose steps run here through an emulator that the kernel keeps open (binfmt_misc, flag
+/// F); tried out when it is needed, and remembered for 20 seconds. The second tells by the request whether it is.
+async::task<std::vector<oci::platform>> emulated_platforms(parts& p, bool needed);
+async::task<std::vector<oci::platform>> emulated_for(parts& p, const frontend::request& request, const std::vector<oci::platform>& platforms);
+/// A conversion for each platform (none: this machine's), in their order; what they warn of is shown once.
+async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::request request, std::vector<oci::platform> platforms,
+                                                       const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink);
+/// All platforms at once, in one graph; the roots in their order.
+async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, const std::vector<frontend::result>& converted,
+                                                                      std::vector<std::string> allowed, const ops::build_scope& scope, bool no_cache,
+                                                                      std::shared_ptr<counting_sink> sink, build_result& counted);
+
+/// What provenance tells of a build, from its frontend's name and attributes (BuildKit's) and the graph: materials from its
+/// sources as `found` has them, secrets and agents from its steps. For the command line and the daemon alike.
+exporter::build_record make_record(std::string frontend, std::map<std::string, std::string> attrs, const llb::definition& graph,
+                                   const ops::found_sources& found, std::chrono::sys_time<nanoseconds> started);
+/// The attributes that a client of BuildKit would send for the request.
+std::map<std::string, std::string> frontend_attributes(const build_request& r, const frontend::request& converted);
+
 /// `text` is the Dockerfile's.
 void show_warnings(const std::vector<frontend::warning>& warnings, const std::string& text, const progress::writer& about);
 /// Steps that ask for more than a sandbox need the build's leave. (A local user is root already: this guards against what a
@@ -172,16 +197,16 @@ void show_warnings(const std::vector<frontend::warning>& warnings, const std::st
 void check_entitlements(const std::vector<std::string>& allow, const llb::definition& graph, const llb::loaded& loaded);
 
 /// The keys of `containerimage.descriptor` and the like that an exported image adds to the response.
-void describe_image(const exporter::image& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);
-/// Keeps an image under its names, with the chain it was made of.
-async::task<void> keep_image(parts& p, exporter::image image, snapshot::chain chain, std::vector<std::string> names);
+void describe_image(const exporter::exported& image, const std::vector<std::string>& names, std::map<std::string, std::string>& response);
+/// Keeps an image or index under its names, with the chains it was made of.
+async::task<void> keep_image(parts& p, exporter::exported image, built what, std::vector<std::string> names);
 struct push_manner {
     bool by_digest = false;  ///< no tag is set
     bool insecure = false;   ///< https unverified, else http, whatever the configuration says
 };
-async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, push_manner how, progress::writer progress);
+async::task<void> push_image(parts& p, exporter::exported image, std::vector<std::string> names, push_manner how, progress::writer progress);
 /// Pipes a docker archive into `docker load`.
-async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
+async::task<void> load_into_docker(parts& p, exporter::exported image, std::vector<std::string> names, progress::writer progress);
 
 /// Applies the configured policy, at most every ten minutes over all processes; records of images built here stay unless a
 /// rule says `all`.

@@ -52,6 +52,12 @@ std::optional<source_location> location_of(const llb::definition& graph, const s
 
 }  // namespace
 
+error located(error e, const llb::definition& graph, const std::optional<digest>& vertex) {
+    if (e.kind() != errc::canceled && !e.where())
+        if (auto where = location_of(graph, vertex)) return std::move(e).at(std::move(*where));
+    return e;
+}
+
 async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge target, const llb::definition& graph, solver::solve_options options,
                                   std::shared_ptr<counting_sink> sink) {
     std::exception_ptr failed;
@@ -62,10 +68,7 @@ async::task<solver::result> solve(parts& p, solver::graph vertices, solver::edge
         failed = std::current_exception();
     }
     if (!failed) co_return out.at(0);
-    auto e = describe(failed);
-    if (e.kind() != errc::canceled && !e.where())
-        if (auto where = location_of(graph, sink->failed())) throw std::move(e).at(std::move(*where));
-    throw e;
+    throw located(describe(failed), graph, sink->failed());
 }
 
 namespace {

@@ -62,7 +62,9 @@ struct build_request {
     std::vector<std::string> tags;
     std::map<std::string, std::string> build_args;
     std::map<std::string, std::string> labels;
-    std::string platform;  ///< empty: this machine's
+    std::vector<std::string> platforms;  ///< empty: this machine's; several: one image for each, and an index over them
+    /// Attestations by kind ("provenance") with their parameters ("mode=max,version=v1").
+    std::map<std::string, std::string> attests;
     bool no_cache = false;
     std::vector<std::string> no_cache_stages;  ///< --no-cache-filter
     pull_mode pull = pull_mode::missing;

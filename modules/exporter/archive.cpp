@@ -29,6 +29,12 @@ import cobuild.fs;
 
 namespace cobuild::exporter {
 
+// layout.cpp
+oci::index layout_index(const exported& what, const std::vector<std::string>& names);
+std::vector<oci::descriptor> all_blobs(const exported& what);
+// trees.cpp
+void remove_others(const std::vector<tree>& trees, const std::vector<int>& roots, const std::string& directory);
+
 namespace {
 
 /// Where a name leads through links; what is there must not be replaced when it is no plain file.
@@ -128,43 +134,29 @@ void add_blob(archive::tar_writer& tar, const content::store& content, const dig
     }
 }
 
-std::string index_json(const image& what, const std::vector<std::string>& names) {
-    oci::index index;
-    index.media_type = std::string(oci::media::oci_index);
-    auto entry = what.manifest;
-    if (names.empty()) index.manifests.push_back(entry);
-    for (const auto& name : names) {
-        entry.annotations["io.containerd.image.name"] = name;
-        entry.annotations.erase("org.opencontainers.image.ref.name");
-        if (const auto ref = oci::reference::parse(name); !ref.tag().empty()) entry.annotations["org.opencontainers.image.ref.name"] = ref.tag();
-        index.manifests.push_back(entry);
-    }
-    return oci::encode(index);
-}
-
-std::string docker_manifest_json(const image& what, const std::vector<std::string>& names) {
+std::string docker_manifest_json(const exported& what, const std::vector<std::string>& names) {
+    const auto& first = what.images.at(0);
     json::object o;
-    o.set("Config", json::value(cat("blobs/sha256/", what.config.digest.hex())));
+    o.set("Config", json::value(cat("blobs/sha256/", first.config.digest.hex())));
     json::array tags, layers;
     for (const auto& name : names) tags.emplace_back(oci::reference::parse(name).familiar());
-    for (const auto& l : what.layers) layers.emplace_back(cat("blobs/sha256/", l.digest.hex()));
+    for (const auto& l : first.layers) layers.emplace_back(cat("blobs/sha256/", l.digest.hex()));
     o.set("RepoTags", names.empty() ? json::value() : json::value(std::move(tags)));
     o.set("Layers", json::value(std::move(layers)));
     return json::serialize(json::value(json::array{json::value(std::move(o))}));
 }
 
-void write_archive_file(const content::store& content, archive_kind kind, const image& what, const std::vector<std::string>& names,
+void write_archive_file(const content::store& content, archive_kind kind, const exported& what, const std::vector<std::string>& names,
                         const destination& to) {
     output_file out(to);
     auto buffer = std::make_shared<std::vector<std::byte>>();
     archive::tar_writer tar(buffered(out.fd(), buffer));
     std::map<digest, std::uint64_t> blobs;  // by digest, so in the order of their names
-    for (const auto* d : {&what.manifest, &what.config}) blobs[d->digest] = d->size;
-    for (const auto& l : what.layers) blobs[l.digest] = l.size;
+    for (const auto& d : all_blobs(what)) blobs[d.digest] = d.size;
     add_directory(tar, "blobs/");
     add_directory(tar, "blobs/sha256/");
     for (const auto& [d, size] : blobs) add_blob(tar, content, d, size);
-    add_text(tar, "index.json", index_json(what, names), 0644);
+    add_text(tar, "index.json", oci::encode(layout_index(what, names)), 0644);
     if (kind == archive_kind::docker) add_text(tar, "manifest.json", docker_manifest_json(what, names), 0644);
     add_text(tar, "oci-layout", R"({"imageLayoutVersion":"1.0.0"})", 0444);
     tar.finish();
@@ -172,15 +164,15 @@ void write_archive_file(const content::store& content, archive_kind kind, const 
     out.commit();
 }
 
-/// Writes every file below `root` in path order; the second name of an inode is a hard link to the first.
-void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int64_t>& epoch) {
+/// Writes every file below `root` in path order, `prefix` before each path; the second name of an inode is a hard link to the first.
+void write_tree(int root, const std::string& prefix, archive::tar_writer& tar, const std::optional<std::int64_t>& epoch) {
     std::map<std::pair<std::uint64_t, std::uint64_t>, std::string> seen;
     std::vector<std::byte> buffer(std::size_t{1} << 20);
     fs::walk(root, [&](const fs::walk_entry& e) {
         const std::string name(e.name);
         if (e.info.is_socket()) return fs::walk_step::go_on;
         archive::tar_entry t;
-        t.path = std::string(e.path) + (e.info.is_dir() ? "/" : "");
+        t.path = cat(prefix, e.path, e.info.is_dir() ? "/" : "");
         t.mode = e.info.permissions();
         t.uid = e.info.uid;
         t.gid = e.info.gid;
@@ -190,7 +182,7 @@ void write_tree(int root, archive::tar_writer& tar, const std::optional<std::int
             if (!key.starts_with("trusted.overlay.") && key != "security.selinux")
                 if (auto value = fs::get_xattr(e.dir_fd, name, key)) t.xattrs.emplace_back(key, std::move(*value));
         if (!e.info.is_dir() && e.info.nlink > 1) {
-            const auto [at, fresh] = seen.try_emplace({e.info.device, e.info.inode}, e.path);
+            const auto [at, fresh] = seen.try_emplace({e.info.device, e.info.inode}, cat(prefix, e.path));
             if (!fresh) {
                 t.type = archive::entry_type::hard_link;
                 t.link = at->second;
@@ -247,20 +239,75 @@ async::task<void> write_named(async::blocking_pool& pool, std::string path, F wo
 
 }  // namespace
 
-async::task<void> write_archive(stores s, archive_kind kind, image what, std::vector<std::string> names, destination to, progress::writer progress) {
+async::task<void> write_archive(stores s, archive_kind kind, exported what, std::vector<std::string> names, destination to,
+                                progress::writer progress) {
     auto sending = progress.begin("sending tarball");
     co_await write_named(s.pool, to.path, [&] { write_archive_file(s.content, kind, what, names, to); });
     sending.done();
 }
 
-async::task<void> write_tar(stores s, input in, destination to, progress::writer progress) {
+namespace {
+
+/// Views of the trees' roots, open while they are read.
+async::task<std::vector<snapshot::view>> open_trees(stores s, std::vector<tree> trees) {
+    std::vector<snapshot::view> out;
+    for (const auto& t : trees) out.push_back(co_await s.snapshots.view(t.root));
+    co_return out;
+}
+
+void write_trees(const std::vector<tree>& trees, const std::vector<snapshot::view>& views, archive::tar_writer& tar) {
+    for (std::size_t i = 0; i < trees.size(); ++i) {
+        const auto& t = trees[i];
+        const fs::file_time time{t.epoch.value_or(0), 0};
+        std::string prefix;
+        if (!t.name.empty()) {
+            prefix = t.name + "/";
+            tar.add({.type = archive::entry_type::directory, .path = prefix, .mode = 0755, .mtime = time});
+        }
+        write_tree(views[i].fd(), prefix, tar, t.epoch);
+        for (const auto& f : t.extra)
+            tar.add({.type = archive::entry_type::file, .path = prefix + f.name, .mode = 0600, .size = f.bytes.size(), .mtime = time},
+                    bytes_of(f.bytes));
+    }
+}
+
+void copy_one(const tree& t, int root, int target) {
+    fs::copy_options options;
+    options.who = fs::owner{::geteuid(), ::getegid()};
+    options.xattr = [](std::string_view key) { return key.starts_with("user.") && !key.starts_with("user.overlay."); };
+    if (t.epoch) options.mtime = fs::file_time{*t.epoch, 0};
+    if (!t.name.empty() && ::mkdirat(target, t.name.c_str(), 0755) != 0 && errno != EEXIST) throw_errno(cat("creating ", t.name));
+    fs::copy_tree(root, ".", target, t.name.empty() ? "." : t.name, options);
+    for (const auto& f : t.extra) {
+        const auto path = t.name.empty() ? f.name : cat(t.name, "/", f.name);
+        // Beside the place, then renamed: a link that stands there is replaced, not followed.
+        const auto temporary = cat(path, ".", random_id());
+        const unique_fd file{::openat(target, temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600)};
+        if (!file) throw_errno(cat("creating ", path));
+        fs::write_all(file.get(), bytes_of(f.bytes));
+        if (t.epoch) {
+            const struct timespec times[2] = {{*t.epoch, 0}, {*t.epoch, 0}};
+            ::futimens(file.get(), times);
+        }
+        if (::renameat(target, temporary.c_str(), target, path.c_str()) != 0) {
+            const int why = errno;
+            ::unlinkat(target, temporary.c_str(), 0);
+            errno = why;
+            throw_errno(cat("writing ", path));
+        }
+    }
+}
+
+}  // namespace
+
+async::task<void> write_tar(stores s, std::vector<tree> trees, destination to, progress::writer progress) {
     auto sending = progress.begin("sending tarball");
-    const auto root = co_await s.snapshots.view(in.root);
+    const auto views = co_await open_trees(s, trees);
     co_await write_named(s.pool, to.path, [&] {
         output_file out(to);
         auto buffer = std::make_shared<std::vector<std::byte>>();
         archive::tar_writer tar(buffered(out.fd(), buffer));
-        write_tree(root.fd(), tar, in.epoch);
+        write_trees(trees, views, tar);
         tar.finish();
         fs::write_all(out.fd(), *buffer);
         out.commit();
@@ -268,20 +315,19 @@ async::task<void> write_tar(stores s, input in, destination to, progress::writer
     sending.done();
 }
 
-async::task<void> write_directory(stores s, input in, std::string directory, progress::writer progress) {
+async::task<void> write_directory(stores s, std::vector<tree> trees, std::string directory, bool mirror, progress::writer progress) {
     auto copying = progress.begin("copying files");
-    const auto root = co_await s.snapshots.view(in.root);
+    const auto views = co_await open_trees(s, trees);
     co_await write_named(s.pool, directory, [&] {
         std::error_code failed;
         std::filesystem::create_directories(directory, failed);
         if (failed) throw error{errc::io, cat("creating ", directory, ": ", failed.message())};
         const unique_fd target{::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
         if (!target) throw_errno(cat("opening ", directory));
-        fs::copy_options options;
-        options.who = fs::owner{::geteuid(), ::getegid()};
-        options.xattr = [](std::string_view key) { return key.starts_with("user.") && !key.starts_with("user.overlay."); };
-        if (in.epoch) options.mtime = fs::file_time{*in.epoch, 0};
-        fs::copy_tree(root.fd(), ".", target.get(), ".", options);
+        std::vector<int> roots;
+        for (const auto& v : views) roots.push_back(v.fd());
+        if (mirror) remove_others(trees, roots, directory);
+        for (std::size_t i = 0; i < trees.size(); ++i) copy_one(trees[i], roots[i], target.get());
     });
     copying.done();
 }

@@ -19,6 +19,9 @@ import cobuild.fs;
 
 namespace cobuild::exporter {
 
+/// index.cpp asks as well.
+std::map<std::string, std::string> annotations_for(const image_options& options, annotated what, const std::optional<oci::platform>& platform);
+
 namespace {
 
 constexpr std::string_view created_at = "buildkit/createdat";
@@ -37,6 +40,8 @@ std::string variant_of(const std::optional<std::int64_t>& epoch, const image_opt
     if (epoch) out += cat("@", *epoch);
     return out;
 }
+
+std::string rewritten_variant(std::int64_t epoch, const image_options& options) { return cat("rewritten-", variant_of(epoch, options)); }
 
 oci::compression oci_kind(archive::compression kind) {
     switch (kind) {
@@ -97,6 +102,25 @@ layer_with_blob convert_blob(const stores& s, const snapshot::layer_blob& pulled
     return out;
 }
 
+/// A pulled layer that is none of the base's, with its times cut to the epoch. On a pool thread.
+layer_with_blob rewrite_blob(const stores& s, const snapshot::layer_blob& pulled, std::int64_t epoch, const image_options& options,
+                             unsigned threads) {
+    const auto file = s.content.open(pulled.blob);
+    auto out = store_blob(s, rewritten_variant(epoch, options), options, threads, [&](archive::blob_writer& blob) {
+        archive::tar_reader in(archive::decompress_auto(archive::read_from(file.get())));
+        archive::tar_writer tar(blob.sink());
+        archive::tar_entry entry;
+        while (in.next(entry)) {
+            if (entry.mtime.seconds >= epoch) entry.mtime = {epoch, 0};
+            tar.add(entry);
+            for (auto part = in.data(); !part.empty(); part = in.data()) tar.write(part);
+        }
+        tar.finish();
+    });
+    out.pulled = true;
+    return out;
+}
+
 /// A pulled blob serves as it came, unless another compression is forced.
 bool serves(const snapshot::layer_blob& pulled, const image_options& options) {
     if (!options.force_compression) return true;
@@ -112,10 +136,23 @@ std::optional<layer_with_blob> find_blob(const stores& s, const std::vector<snap
     return std::nullopt;
 }
 
+/// Whether layer `index` is the base image's, as far as its config tells.
+bool is_of_base(const input& in, std::size_t index, const digest& diff_id) {
+    if (in.base_config.empty()) return false;
+    const auto base = oci::parse_image(in.base_config).diff_ids;
+    return index < base.size() && base[index] == diff_id;
+}
+
 /// The layer's blob for these options; `fresh` tells that it was made now.
 layer_with_blob find_or_make(const stores& s, const std::vector<snapshot::layer_blob>& blobs, const snapshot::chain& below, snapshot::layer_id id,
                              const input& in, const image_options& options, unsigned threads, bool& fresh) {
     auto pulled = find_blob(s, blobs, std::string(pulled_variant));
+    if (pulled && options.rewrite_timestamps && in.epoch && !is_of_base(in, below.layers.size(), pulled->blob.diff_id)) {
+        auto known = find_blob(s, blobs, rewritten_variant(*in.epoch, options));
+        if (known) known->pulled = true;
+        fresh = !known;
+        return known ? std::move(*known) : rewrite_blob(s, pulled->blob, *in.epoch, options, threads);
+    }
     if (pulled && serves(pulled->blob, options)) return std::move(*pulled);
     // No file time of a pulled layer is cut to an epoch.
     if (auto known = find_blob(s, blobs, variant_of(pulled ? std::nullopt : in.epoch, options))) {
@@ -227,15 +264,38 @@ std::string make_config(const input& in, const std::vector<layer_with_blob>& lay
     return oci::encode(config);
 }
 
-oci::descriptor layer_descriptor(const layer_with_blob& l, bool oci_types) {
+/// The type of a layer that must not be pushed, in OCI's or Docker's words (Docker has one for gzip only).
+std::string nondistributable_type(oci::compression kind, bool oci_types) {
+    if (!oci_types && kind == oci::compression::gzip) return std::string(oci::media::docker_foreign_layer_gzip);
+    std::string out = "application/vnd.oci.image.layer.nondistributable.v1.tar";
+    if (kind != oci::compression::none) out += kind == oci::compression::gzip ? "+gzip" : "+zstd";
+    return out;
+}
+
+oci::descriptor layer_descriptor(const layer_with_blob& l, const input& in, const image_options& options) {
     oci::descriptor d;
-    d.media_type = std::string(oci::layer_media_type(oci::layer_compression(l.blob.media_type), !oci_types));
+    const auto kind = oci::layer_compression(l.blob.media_type);
+    d.media_type = options.keep_nondistributable && oci::is_nondistributable(l.blob.media_type)
+                       ? nondistributable_type(kind, options.oci_types)
+                       : std::string(oci::layer_media_type(kind, !options.oci_types));
+    if (options.rewrite_timestamps && options.oci_types && in.epoch && (!l.pulled || l.blob.variant.starts_with("rewritten-")))
+        d.annotations["buildkit/rewritten-timestamp"] = cat(*in.epoch);
     d.digest = l.blob.blob;
     d.size = l.blob.size;
     return d;
 }
 
 }  // namespace
+
+std::map<std::string, std::string> annotations_for(const image_options& options, annotated what, const std::optional<oci::platform>& platform) {
+    std::map<std::string, std::string> out;
+    // Those of one platform stand over those of all.
+    for (const bool own : {false, true})
+        for (const auto& a : options.annotations)
+            if (a.what == what && a.platform.has_value() == own && (!own || (platform && oci::normalize(*platform) == *a.platform)))
+                out[a.key] = a.value;
+    return out;
+}
 
 async::task<image> write_image(stores s, input in, image_options options, progress::writer progress) {
     auto exporting = progress.begin("exporting layers");
@@ -244,9 +304,9 @@ async::task<image> write_image(stores s, input in, image_options options, progre
     image out;
     oci::manifest manifest;
     manifest.media_type = std::string(options.oci_types ? oci::media::oci_manifest : oci::media::docker_manifest);
-    if (options.oci_types) manifest.annotations = options.annotations;
+    if (options.oci_types) manifest.annotations = annotations_for(options, annotated::manifest, in.platform);
     for (const auto& l : layers) {
-        manifest.layers.push_back(layer_descriptor(l, options.oci_types));
+        manifest.layers.push_back(layer_descriptor(l, in, options));
         out.size += l.blob.size;
         out.keep += l.keep;
     }
@@ -265,8 +325,10 @@ async::task<image> write_image(stores s, input in, image_options options, progre
     out.manifest.digest = stored.digest;
     out.manifest.size = stored.size;
     out.manifest.platform = in.platform;
+    if (options.oci_types) out.manifest.annotations = annotations_for(options, annotated::manifest_descriptor, in.platform);
     out.config = manifest.config;
     out.layers = manifest.layers;
+    out.created = oci::parse_image(config).created;
     co_return out;
 }
 

@@ -68,10 +68,14 @@ void converter::run_command(stage_state& s, command& c) {
     const auto& in = c.what;
     const auto& run = std::get<df::run_instruction>(in.body);
     if (!run.devices.empty()) fail(errc::unsupported, cat("RUN --device=", run.devices.front().name, " is not supported yet"), in.lines);
-    if (!oci::match_rank(req_.build_platform, *s.platform)) {
+    const bool runs =
+        oci::match_rank(req_.build_platform, *s.platform) ||
+        std::any_of(req_.emulated.begin(), req_.emulated.end(), [&](const auto& p) { return oci::match_rank(p, *s.platform).has_value(); });
+    if (!runs) {
         fail(errc::unsupported,
              cat("RUN for platform ", oci::format(*s.platform), " on a ", oci::format(req_.build_platform),
-                 " machine needs emulation, which is not supported yet"),
+                 " machine needs emulation, and the kernel has no emulator for it: register one that is kept open (flag F of binfmt_misc), as the "
+                 "packages qemu-user-static and binfmt-support do, or run the image tonistiigi/binfmt once"),
              in.lines);
     }
 

@@ -27,7 +27,9 @@ struct request {
     /// Empty: the build platform, and the image keeps the platform its base states.
     std::optional<oci::platform> target_platform;
     oci::platform build_platform;  ///< this machine's
-    bool multi_platform = false;   ///< names of vertices then carry the platform
+    /// Other platforms whose steps this machine can run, because the kernel has an emulator for them.
+    std::vector<oci::platform> emulated;
+    bool multi_platform = false;  ///< names of vertices then carry the platform
     bool no_cache = false;
     std::vector<std::string> no_cache_stages;  ///< lower case; --no-cache-filter
     llb::net_mode network = llb::net_mode::sandbox;

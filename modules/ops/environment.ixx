@@ -60,6 +60,9 @@ struct environment {
 /// build has.
 using known_sources = std::map<digest, std::shared_ptr<solver::op>>;
 
+/// What sources turned out to be in one build, by their LLB identifier: digests by algorithm, such as {"sha1", COMMIT}.
+using found_sources = std::map<std::string, std::map<std::string, std::string>>;
+
 /// One client's build.
 struct build_scope {
     std::shared_ptr<session::session> session;
@@ -67,6 +70,7 @@ struct build_scope {
     bool always_pull = false;
     bool never_pull = false;
     std::shared_ptr<known_sources> sources;                ///< null: nothing is shared
+    std::shared_ptr<found_sources> found{};                ///< null: nobody wants to know
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
     std::shared_ptr<const registry::login> who;            ///< the client's logins; none: the engine's own
 };

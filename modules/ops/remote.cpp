@@ -75,7 +75,7 @@ public:
 /// A file behind a URL: with a checksum its key is known without asking, else the key is what the server gave.
 class http_op final : public solver::op, public tells_facts {
 public:
-    http_op(environment& env, const build_scope& scope, const llb::source_op& source) : env_(env), session_(scope.session) {
+    http_op(environment& env, const build_scope& scope, const llb::source_op& source) : env_(env), session_(scope.session), found_(scope.found) {
         if (env.http == nullptr) throw error{errc::unsupported, cat("the source ", source.identifier, " is not supported here")};
         request_.url = source.identifier;
         if (const auto sum = attribute(source, "http.checksum"); !sum.empty()) request_.checksum = digest::parse(sum);
@@ -115,11 +115,13 @@ private:
     }
     async::task<source::http_file> fetched(solver::context ctx) {
         if (!file_) file_ = co_await flight_.run(0, [this, ctx] { return env_.http->fetch(request_, secrets_of(session_), ctx.progress); });
+        if (found_) (*found_)[request_.url] = {{"sha256", file_->content.hex()}};
         co_return *file_;
     }
 
     environment& env_;
     std::shared_ptr<session::session> session_;
+    std::shared_ptr<found_sources> found_;
     source::http_request request_;
     async::single_flight<int, source::http_file> flight_;
     std::optional<source::http_file> file_;
@@ -128,7 +130,8 @@ private:
 /// A git repository: its key is the commit, so what a branch names is asked once a build.
 class git_op final : public solver::op, public tells_facts {
 public:
-    git_op(environment& env, const build_scope& scope, const llb::source_op& source) : env_(env), session_(scope.session) {
+    git_op(environment& env, const build_scope& scope, const llb::source_op& source)
+        : env_(env), session_(scope.session), found_(scope.found), identifier_(source.identifier) {
         if (env.git == nullptr) throw error{errc::unsupported, cat("the source ", source.identifier, " is not supported here")};
         std::string_view id = std::string_view(source.identifier).substr(git_scheme.size());
         const auto hash = id.find('#');
@@ -186,11 +189,14 @@ private:
     }
     async::task<source::git_commit> resolved(solver::context ctx) {
         if (!commit_) commit_ = co_await flight_.run(0, [this, ctx] { return env_.git->resolve(request_, access(), ctx.progress); });
+        if (found_) (*found_)[identifier_] = {{commit_->id.size() == 64 ? "sha256" : "sha1", commit_->id}};
         co_return *commit_;
     }
 
     environment& env_;
     std::shared_ptr<session::session> session_;
+    std::shared_ptr<found_sources> found_;
+    std::string identifier_;
     source::git_request request_;
     async::single_flight<int, source::git_commit> flight_;
     std::optional<source::git_commit> commit_;

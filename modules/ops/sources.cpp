@@ -31,8 +31,8 @@ constexpr std::string_view image_scheme = "docker-image://", local_scheme = "loc
 /// same layers under another manifest give the same root.
 class image_op final : public solver::op {
 public:
-    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how, std::shared_ptr<const registry::login> who)
-        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how), who_(std::move(who)) {}
+    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how, const build_scope& scope)
+        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how), who_(scope.who), found_(scope.found) {}
 
     async::task<solver::cache_info> describe(solver::context ctx) override {
         const auto& image = co_await resolved(ctx);
@@ -58,6 +58,7 @@ public:
 private:
     async::task<source::resolved_image> resolved(solver::context ctx) {
         if (!resolved_) resolved_ = co_await flight_.run(0, [this, ctx] { return env_.images.resolve(ref_, platform_, how_, ctx.progress, who_); });
+        if (found_) (*found_)[cat(image_scheme, ref_.str())] = {{"sha256", resolved_->target.digest.hex()}};
         co_return *resolved_;
     }
 
@@ -66,6 +67,7 @@ private:
     oci::platform platform_;
     source::freshness how_;
     std::shared_ptr<const registry::login> who_;
+    std::shared_ptr<found_sources> found_;
     async::single_flight<int, source::resolved_image> flight_;
     std::optional<source::resolved_image> resolved_;
 };
@@ -160,8 +162,7 @@ std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& en
         if (what.platform)
             platform = oci::normalize(
                 {what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
-        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform, freshness_of(source, scope),
-                                          scope.who);
+        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform, freshness_of(source, scope), scope);
     }
     if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
     if (auto op = make_remote_op(what, env, scope)) return op;

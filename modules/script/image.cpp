@@ -77,10 +77,22 @@ void apply(std::map<std::string, image_file>& files, archive::byte_source blob) 
 image_view read_image(const std::filesystem::path& root, const std::string& name, async::blocking_pool& pool) {
     const auto directory = state::directory::open(root.string(), pool);
     content::store content(directory);
-    const auto full = oci::reference::parse(name).with_default_tag().str();
+    // "NAME@linux/arm64": the one of an index for that platform.
+    const auto at = name.find('@');
+    const bool chosen = at != std::string::npos && name.find('/', at) != std::string::npos;
+    const auto wanted = chosen ? oci::normalize(oci::parse_platform(name.substr(at + 1))) : oci::host_platform();
+    const auto full = oci::reference::parse(chosen ? name.substr(0, at) : name).with_default_tag().str();
     const auto image = content.get_image(full);
     if (!image) throw error{errc::not_found, cat("there is no image ", name)};
-    const auto manifest = oci::parse_manifest(content.read_all(image->target));
+    auto text = content.read_all(image->target);
+    if (oci::is_index(oci::sniff_media_type(text))) {
+        const auto found = oci::select(oci::parse_index(text), wanted);
+        if (found.empty()) throw error{errc::not_found, cat("the image ", name, " is not for ", oci::format(wanted))};
+        text = content.read_all(found.front().digest);
+    } else if (chosen) {
+        throw error{errc::invalid, cat("the image ", name, " is no index")};
+    }
+    const auto manifest = oci::parse_manifest(text);
     image_view out;
     out.config = json::serialize(json::parse(content.read_all(manifest.config.digest)), {.escape_html = false});
     for (const auto& layer : manifest.layers) {

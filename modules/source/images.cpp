@@ -136,8 +136,8 @@ struct images::state {
 };
 
 namespace {
-std::optional<snapshot::chain> parse_chain(const std::map<std::string, std::string>& labels) {
-    const auto at = labels.find(std::string(chain_label));
+std::optional<snapshot::chain> parse_chain(const std::map<std::string, std::string>& labels, const std::string& label) {
+    const auto at = labels.find(label);
     if (at == labels.end()) return std::nullopt;
     snapshot::chain out;
     if (at->second.empty()) return out;
@@ -149,6 +149,14 @@ std::optional<snapshot::chain> parse_chain(const std::map<std::string, std::stri
     }
     return out;
 }
+
+oci::descriptor member_of(const oci::reference& ref, const oci::index& index, const oci::platform& platform) {
+    if (auto found = oci::select(index, platform); !found.empty()) return std::move(found.front());
+    std::string has;
+    for (const auto& d : index.manifests)
+        if (d.platform && d.platform->os != "unknown") has += cat(has.empty() ? "" : ", ", oci::format(*d.platform));
+    throw error{errc::not_found, cat("the image ", ref.familiar(), ", built here, is not for ", oci::format(platform), " (it is for ", has, ")")};
+}
 }  // namespace
 
 std::string chain_text(const snapshot::chain& c) {
@@ -157,34 +165,42 @@ std::string chain_text(const snapshot::chain& c) {
     return out;
 }
 
+std::string chain_label_of(const digest& manifest) { return cat(chain_label, ":", manifest.str()); }
+
 images::images(async::blocking_pool& pool, content::store& content, snapshot::store& snapshots, registry::client& registry)
     : state_(std::make_shared<state>(state{pool, content, snapshots, registry, {}})) {}
 images::~images() = default;
 
 // ---------------------------------------------------------------- resolve
 
-async::task<resolved_image> images::state::built_here(oci::reference ref, content::image named, oci::platform) {
+async::task<resolved_image> images::state::built_here(oci::reference ref, content::image named, oci::platform platform) {
     resolved_image out;
     out.reference = ref;
     out.local = true;
-    out.chain = parse_chain(named.labels);
     out.target = oci::parse_descriptor(json::parse(named.descriptor));
     const auto read = [this](digest d) { return content.read_all(d); };
-    const auto manifest = co_await pool.run([&] { return read(out.target.digest); });
+    auto manifest = co_await pool.run([&] { return read(out.target.digest); });
     out.manifest = out.target;
+    auto label = std::string(chain_label);
+    if (oci::is_index(out.target.media_type)) {
+        out.manifest = member_of(ref, oci::parse_index(manifest), platform);
+        manifest = co_await pool.run([&] { return read(out.manifest.digest); });
+        label = chain_label_of(out.manifest.digest);
+    }
+    out.chain = parse_chain(named.labels, label);
     out.parsed = oci::parse_manifest(manifest);
     const auto config_digest = out.parsed.config.digest;
     out.config = co_await pool.run([&] { return read(config_digest); });
     const auto config = oci::parse_image(out.config);
     out.diff_ids = config.diff_ids;
     out.platform = config.platform;
-    for (const auto& d : {out.target.digest, config_digest})
+    for (const auto& d : {out.target.digest, out.manifest.digest, config_digest})
         if (auto held = content.hold(d)) out.keep += held->keep;
     co_return out;
 }
 
 async::task<resolved_image> images::resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress,
-                                              std::shared_ptr<const registry::login> who) {
+                                            std::shared_ptr<const registry::login> who) {
     auto& s = *state_;
     ref = ref.with_default_tag();
     if (how != freshness::always) {
@@ -201,7 +217,8 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
     // A digest that is here asks nobody, and is not worth a line.
     const bool asks = !ref.digest() || !s.content.find(*ref.digest());
     auto line = asks ? progress.begin(cat("resolve ", ref.str())) : progress::line();
-    const auto found = co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); }, {.who = who});
+    const auto found =
+        co_await s.registry.fetch_image(ref, platform, [keep = state_](oci::descriptor d) { return keep->from_store(std::move(d)); }, {.who = who});
     line.done();
     resolved_image out;
     out.who = who;

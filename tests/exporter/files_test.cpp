@@ -68,7 +68,7 @@ WORLD_CASE(an_archive_that_others_read) {
     for (const auto kind : {exporter::archive_kind::oci, exporter::archive_kind::docker}) {
         const bool docker = kind == exporter::archive_kind::docker;
         const auto file = w.dir / (docker ? "docker.tar" : "oci.tar");
-        co_await exporter::write_archive(w.stores(), kind, image, names, {.path = file.string()}, {});
+        co_await exporter::write_archive(w.stores(), kind, exporter::as_exported(image), names, {.path = file.string()}, {});
         stdfs::remove_all(out);
         stdfs::create_directories(out);
         BOOST_REQUIRE(shell(cat("tar -C ", out.string(), " -xf ", file.string())));
@@ -98,12 +98,14 @@ WORLD_CASE(an_archive_that_others_read) {
             BOOST_TEST(shell(cat("skopeo --tmpdir ", w.dir.path().string(), " inspect ", source)), source);
         }
     }
-    co_await exporter::write_archive(w.stores(), exporter::archive_kind::docker, image, {}, {.path = (w.dir / "bare.tar").string()}, {});
+    co_await exporter::write_archive(w.stores(), exporter::archive_kind::docker, exporter::as_exported(image), {},
+                                     {.path = (w.dir / "bare.tar").string()}, {});
     BOOST_TEST(shell(cat("tar -C ", out.string(), " -xf ", (w.dir / "bare.tar").string())));
     BOOST_TEST(oci::parse_index(read_file(out / "index.json")).manifests.size() == 1U);
     const auto by_digest = cat("example.org/x@", image.manifest.digest.str());
     std::vector<std::string> digest_name{by_digest};
-    co_await exporter::write_archive(w.stores(), exporter::archive_kind::oci, image, digest_name, {.path = (w.dir / "bare.tar").string()}, {});
+    co_await exporter::write_archive(w.stores(), exporter::archive_kind::oci, exporter::as_exported(image), digest_name,
+                                     {.path = (w.dir / "bare.tar").string()}, {});
     BOOST_TEST(shell(cat("tar -C ", out.string(), " -xf ", (w.dir / "bare.tar").string())));
     BOOST_TEST(!oci::parse_index(read_file(out / "index.json")).manifests.at(0).annotations.contains("org.opencontainers.image.ref.name"));
 }
@@ -111,41 +113,42 @@ WORLD_CASE(an_archive_that_others_read) {
 WORLD_CASE(a_tar_of_the_files) {
     const auto root = co_await a_root(w);
     const auto file = w.dir / "root.tar", out = w.dir / "out";
-    co_await exporter::write_tar(w.stores(), input_of(root), {.path = file.string()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root)), {.path = file.string()}, {});
     stdfs::create_directories(out);
     BOOST_REQUIRE(shell(cat("tar -C ", out.string(), " --xattrs --xattrs-include='*' -xpf ", file.string())));
     check_tree(out, 12, 34);
     char note[4] = {};
     BOOST_TEST(::getxattr((out / "bin/tool").c_str(), "user.note", note, sizeof note) == 1);
-    co_await exporter::write_tar(w.stores(), input_of(root, "", 5000), {.path = file.string()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root, "", 5000)), {.path = file.string()}, {});
     const auto first = read_file(file);
     archive::tar_reader tar(archive::read_from(bytes_of(first)));
     archive::tar_entry e;
     while (tar.next(e)) BOOST_TEST(e.mtime.seconds == 5000, e.path);
-    co_await exporter::write_tar(w.stores(), input_of(root, "", 5000), {.path = file.string()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root, "", 5000)), {.path = file.string()}, {});
     BOOST_TEST((read_file(file) == first));
 }
 
 WORLD_CASE(a_directory) {
     const auto root = co_await a_root(w);
     const auto out = w.dir / "deep/out";
-    co_await exporter::write_directory(w.stores(), input_of(root), out.string(), {});
+    co_await exporter::write_directory(w.stores(), trees_of(input_of(root)), out.string(), false, {});
     check_tree(out, ::geteuid(), ::getegid());
     // What is there is merged: other files stay, those of the same name are replaced.
     write_file(out / "mine", "mine");
     write_file(out / "top", "older");
     ::chmod(out.c_str(), 0700);
-    co_await exporter::write_directory(w.stores(), input_of(root, "", 5000), out.string(), {});
+    co_await exporter::write_directory(w.stores(), trees_of(input_of(root, "", 5000)), out.string(), false, {});
     check_tree(out, ::geteuid(), ::getegid());
     BOOST_TEST(read_file(out / "mine") == "mine");
     BOOST_TEST((at(out).st_mode & 0777U) == 0700U);
     BOOST_TEST(at(out / "top").st_mtim.tv_sec == 5000);
     stdfs::remove(out / "top");
     stdfs::create_directories(out / "top");
-    const auto clash = co_await failure(exporter::write_directory(w.stores(), input_of(root), out.string(), {}));
+    const auto clash = co_await failure(exporter::write_directory(w.stores(), trees_of(input_of(root)), out.string(), false, {}));
     BOOST_TEST((clash && std::string_view(clash->what()).find("top") != std::string_view::npos));
     write_file(w.dir / "file", "x");
-    BOOST_TEST((co_await failure(exporter::write_directory(w.stores(), input_of(root), (w.dir / "file/sub").string(), {}))).has_value());
+    BOOST_TEST(
+        (co_await failure(exporter::write_directory(w.stores(), trees_of(input_of(root)), (w.dir / "file/sub").string(), false, {}))).has_value());
 }
 
 // A file appears whole or not at all; what is no file is written to, not replaced.
@@ -153,22 +156,22 @@ WORLD_CASE(destinations) {
     const auto root = co_await a_root(w);
     write_file(w.dir / "real.tar", "before");
     stdfs::create_symlink("real.tar", w.dir / "link.tar");
-    co_await exporter::write_tar(w.stores(), input_of(root), {.path = (w.dir / "link.tar").string()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root)), {.path = (w.dir / "link.tar").string()}, {});
     BOOST_TEST(stdfs::is_symlink(w.dir / "link.tar"));
     BOOST_TEST(stdfs::file_size(w.dir / "real.tar") > 1000U);
     ::mkfifo((w.dir / "pipe").c_str(), 0600);
     std::string got;
     std::thread reader([&] { got = read_file(w.dir / "pipe"); });
-    co_await exporter::write_tar(w.stores(), input_of(root), {.path = (w.dir / "pipe").string()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root)), {.path = (w.dir / "pipe").string()}, {});
     reader.join();
     BOOST_TEST((got == read_file(w.dir / "real.tar")));
     BOOST_TEST(stdfs::is_fifo(w.dir / "pipe"));
     for (const auto& path : {w.dir / "no/such.tar", w.dir.path()}) {
-        const auto e = co_await failure(exporter::write_tar(w.stores(), input_of(root), {.path = path.string()}, {}));
+        const auto e = co_await failure(exporter::write_tar(w.stores(), trees_of(input_of(root)), {.path = path.string()}, {}));
         BOOST_TEST((e && std::string_view(e->what()).find(path.string()) != std::string_view::npos));
     }
     const unique_fd own{::open((w.dir / "own.tar").c_str(), O_CREAT | O_WRONLY | O_CLOEXEC, 0600)};
-    co_await exporter::write_tar(w.stores(), input_of(root), {.fd = own.get()}, {});
+    co_await exporter::write_tar(w.stores(), trees_of(input_of(root)), {.fd = own.get()}, {});
     BOOST_TEST((read_file(w.dir / "own.tar") == got));
     for (const auto& e : stdfs::directory_iterator(w.dir.path())) BOOST_TEST(e.path().filename().string().size() < 12U, e.path().string());
 }

@@ -69,6 +69,8 @@ inline exporter::input input_of(snapshot::chain root, std::string config = "", s
     return {.root = std::move(root), .config = std::move(config), .platform = oci::parse_platform("linux/amd64"), .epoch = epoch};
 }
 
+inline std::vector<exporter::tree> trees_of(const exporter::input& in) { return {exporter::as_tree(in)}; }
+
 inline bool shell(const std::string& command) { return std::system((command + " >/dev/null 2>&1").c_str()) == 0; }
 
 template<class T>

@@ -1,0 +1,105 @@
+/// Partition of cobuild.exporter: attestations, and the one that is made here: provenance (SLSA v1 and v0.2).
+///
+/// Pure: what a build was asked and what it used goes in, JSON comes out. The command line and the daemon give the same
+/// record. Mode `min` holds nothing that a user may have kept secret: no build arguments, labels, sources or graph; in `max`
+/// URLs lose their credentials all the same. Errors: errc::invalid for parameters that are not known or not as they should be.
+module;
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+export module cobuild.exporter:provenance;
+
+import cobuild.base;
+import cobuild.oci;
+
+export namespace cobuild::exporter {
+
+/// A statement about a result, without its subjects, which only the exporter knows.
+struct attestation {
+    std::string predicate_type;  ///< "https://slsa.dev/provenance/v1"
+    std::string predicate;       ///< JSON
+    std::string filename;        ///< in a directory or tar
+    bool inline_only = false;    ///< for images only
+};
+
+/// What `attest:provenance` and `--provenance` may say.
+struct provenance_options {
+    bool max = false;
+    bool v1 = true;  ///< false: v0.2
+    bool inline_only = false;
+    bool reproducible = false;
+    bool complete_materials = false;  ///< it is an error when a source of the build has no digest
+    std::string builder_id;
+    std::string filename = "provenance.json";
+};
+
+/// What is to be attested. Nothing for an empty map.
+struct attest_request {
+    std::optional<provenance_options> provenance;
+};
+/// By kind what its parameters are, as a CSV list: {"provenance", "mode=max"}. "disabled=true" leaves a kind out. Throws
+/// errc::invalid for an unknown kind, errc::unsupported for sbom. `default_max`: the mode when none is named.
+attest_request parse_attests(const std::map<std::string, std::string>& attests, bool default_max);
+/// From frontend attributes: "attest:KIND", and "build-arg:BUILDKIT_ATTEST_KIND" where the former is not.
+std::map<std::string, std::string> attests_of(const std::map<std::string, std::string>& attrs);
+
+/// Something the build was made from.
+struct material {
+    std::string uri;
+    std::map<std::string, std::string> digests;  ///< by algorithm, hexadecimal
+    bool operator==(const material&) const = default;
+};
+/// "pkg:docker/NAME@TAG?platform=linux%2Famd64" (`kind` docker or oci); a reference with a digest and no tag has that.
+std::string package_url(std::string_view kind, const oci::reference& ref, const std::optional<oci::platform>& platform);
+/// A URL without user and password.
+std::string without_credentials(std::string_view url);
+
+struct named_demand {
+    std::string id;
+    bool optional = false;
+};
+/// A vertex of the graph for mode max.
+struct provenance_step {
+    std::string id;                   ///< "step0"
+    std::string digest;               ///< of the vertex
+    std::string op;                   ///< JSON
+    std::vector<std::string> inputs;  ///< "step0:0"
+};
+struct provenance_source {
+    std::string filename, language, data;
+};
+
+/// What a build was and did.
+struct build_record {
+    std::string frontend = "dockerfile.v0";
+    std::map<std::string, std::string> attrs;  ///< frontend attributes as the client gave them
+    std::vector<named_demand> secrets, ssh;
+    std::vector<std::string> locals;
+    std::vector<material> materials;
+    bool complete = true;    ///< every source has a digest: no local one, no unknown
+    bool network = false;    ///< a step could reach the network
+    std::string config_uri;  ///< of a remote context; with `config_digests`
+    std::map<std::string, std::string> config_digests;
+    oci::platform builder;
+    std::string invocation;  ///< an id of the build
+    std::chrono::sys_time<nanoseconds> started{}, finished{};
+    std::vector<provenance_step> steps;      ///< used in mode max
+    std::vector<provenance_source> sources;  ///< likewise
+};
+
+/// Throws errc::invalid when complete materials are demanded and they are not.
+attestation make_provenance(const provenance_options& options, const build_record& record);
+
+/// An in-toto statement: `attestation` about `subjects` (name, and sha256 in hexadecimal).
+struct subject {
+    std::string name;
+    std::string sha256;
+};
+std::string make_statement(const attestation& a, const std::vector<subject>& subjects);
+
+}  // namespace cobuild::exporter

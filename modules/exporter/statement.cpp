@@ -1,0 +1,79 @@
+module;
+#include <algorithm>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+module cobuild.exporter;
+
+import cobuild.json;
+
+namespace cobuild::exporter {
+
+namespace {
+
+/// All but unreserved letters as %XX; ':' stays, as purl-spec wants it.
+std::string percent(std::string_view text) {
+    static constexpr std::string_view hex = "0123456789ABCDEF";
+    std::string out;
+    for (const char c : text) {
+        const auto u = static_cast<unsigned char>(c);
+        const bool plain =
+            (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' || c == '_' || c == '.' || c == '~' || c == ':';
+        if (plain)
+            out += c;
+        else
+            out.append({'%', hex[u >> 4], hex[u & 15]});
+    }
+    return out;
+}
+
+}  // namespace
+
+std::string package_url(std::string_view kind, const oci::reference& ref, const std::optional<oci::platform>& platform) {
+    std::string out = cat("pkg:", kind);
+    const auto name = ref.familiar_name();
+    for (const auto part : split(name, '/')) out += cat("/", percent(part));
+    if (!ref.tag().empty())
+        out += cat("@", percent(ref.tag()));
+    else if (!ref.digest())
+        out += "@latest";
+    char separator = '?';
+    if (ref.tag().empty() && ref.digest()) {
+        out += cat(separator, "digest=", percent(ref.digest()->str()));
+        separator = '&';
+    }
+    if (platform) out += cat(separator, "platform=", percent(oci::format(oci::normalize(*platform))));
+    return out;
+}
+
+std::string without_credentials(std::string_view url) {
+    const auto scheme = url.find("://");
+    if (scheme == std::string_view::npos) return std::string(url);
+    const auto begin = scheme + 3;
+    const auto end = std::min(url.find_first_of("/?#", begin), url.size());
+    const auto at = url.substr(begin, end - begin).rfind('@');
+    if (at == std::string_view::npos) return std::string(url);
+    return cat(url.substr(0, begin), url.substr(begin + at + 1));
+}
+
+std::string make_statement(const attestation& a, const std::vector<subject>& subjects) {
+    json::array list;
+    for (const auto& s : subjects) {
+        json::object one;
+        one.set("name", s.name);
+        one.set("digest", json::value(std::map<std::string, std::string>{{"sha256", s.sha256}}));
+        list.emplace_back(std::move(one));
+    }
+    json::object out;
+    out.set("_type", "https://in-toto.io/Statement/v1");
+    out.set("predicateType", a.predicate_type);
+    out.set("subject", json::value(std::move(list)));
+    out.set("predicate", json::parse(a.predicate));
+    return json::serialize(json::value(std::move(out)), {.indent = true});
+}
+
+}  // namespace cobuild::exporter

@@ -1,0 +1,164 @@
+// What is attested, read without our own writer.
+#include "support/support.hpp"
+
+#include <chrono>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+import cobuild.base;
+import cobuild.oci;
+import cobuild.json;
+import cobuild.exporter;
+
+using namespace cobuild;
+
+namespace {
+
+exporter::build_record a_record() {
+    exporter::build_record r;
+    r.attrs = {{"filename", "app.Dockerfile"},
+               {"build-arg:TOKEN", "hush"},
+               {"label:owner", "me"},
+               {"context", "https://user:pass@example.org/x.git#main"},
+               {"platform", "linux/arm64"},
+               {"cgroup-parent", "/x"},
+               {"attest:provenance", "mode=max"},
+               {"vcs:revision", "abc"}};
+    r.secrets = {{"key", false}, {"maybe", true}};
+    r.locals = {"context"};
+    r.materials = {{"pkg:docker/alpine@3?platform=linux%2Famd64", {{"sha256", "00ff"}}}};
+    r.complete = false;
+    r.builder = oci::parse_platform("linux/amd64");
+    r.invocation = "id";
+    r.started = std::chrono::sys_time<nanoseconds>{std::chrono::seconds{978307200}};
+    r.finished = r.started + std::chrono::seconds{5};
+    r.steps = {{.id = "step0", .digest = "sha256:aa", .op = R"({"Op":1})", .inputs = {}},
+               {.id = "step1", .digest = "sha256:bb", .op = "{}", .inputs = {"step0:0"}}};
+    r.sources = {{.filename = "app.Dockerfile", .language = "Dockerfile", .data = "FROM alpine"}};
+    return r;
+}
+
+json::object predicate(const exporter::attestation& a) { return json::parse(a.predicate).as_object(); }
+const json::object& in(const json::object& o, std::string_view key) { return json::object_at(o, key); }
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(provenance)
+
+// slsa.dev/provenance/v1 with BuildKit's members (reference 8.8).
+BOOST_AUTO_TEST_CASE(version_1) {
+    const auto a = exporter::make_provenance({.max = true, .builder_id = "https://ci/1"}, a_record());
+    BOOST_TEST(a.predicate_type == "https://slsa.dev/provenance/v1");
+    BOOST_TEST(a.filename == "provenance.json");
+    const auto p = predicate(a);
+    const auto& definition = in(p, "buildDefinition");
+    const auto& external = in(definition, "externalParameters");
+    BOOST_TEST(json::string_at(in(external, "configSource"), "path") == "app.Dockerfile");
+    const auto& request = in(external, "request");
+    BOOST_TEST(json::string_at(request, "frontend") == "dockerfile.v0");
+    const std::map<std::string, std::string> args{
+        {"filename", "app.Dockerfile"}, {"build-arg:TOKEN", "hush"}, {"label:owner", "me"}, {"context", "https://example.org/x.git#main"}};
+    BOOST_TEST((json::string_map_at(request, "args") == args));
+    BOOST_TEST(json::array_at(request, "secrets").size() == 2U);
+    BOOST_TEST(json::string_at(json::array_at(request, "locals").at(0).as_object(), "name") == "context");
+    const auto& config = in(in(definition, "internalParameters"), "buildConfig");
+    const auto& steps = json::array_at(config, "llbDefinition");
+    BOOST_TEST(steps.size() == 2U);
+    BOOST_TEST(json::strings_at(steps[1].as_object(), "inputs").at(0) == "step0:0");
+    BOOST_TEST(json::string_map_at(config, "digestMapping").at("sha256:bb") == "step1");
+    BOOST_TEST(json::string_at(in(definition, "internalParameters"), "builderPlatform") == "linux/amd64");
+    const auto& used = json::array_at(definition, "resolvedDependencies").at(0).as_object();
+    BOOST_TEST(json::string_at(used, "uri") == "pkg:docker/alpine@3?platform=linux%2Famd64");
+    BOOST_TEST(json::string_map_at(used, "digest").at("sha256") == "00ff");
+    const auto& details = in(p, "runDetails");
+    BOOST_TEST(json::string_at(in(details, "builder"), "id") == "https://ci/1");
+    const auto& metadata = in(details, "metadata");
+    BOOST_TEST(json::string_at(metadata, "startedOn") == "2001-01-01T00:00:00Z");
+    BOOST_TEST(json::string_at(metadata, "finishedOn") == "2001-01-01T00:00:05Z");
+    BOOST_TEST(!json::at(in(metadata, "buildkit_completeness"), "resolvedDependencies").as_bool());
+    BOOST_TEST(json::at(in(metadata, "buildkit_completeness"), "request").as_bool());
+    const auto& extra = in(metadata, "buildkit_metadata");
+    BOOST_TEST(json::string_at(in(extra, "vcs"), "revision") == "abc");
+    const auto& info = json::array_at(in(extra, "source"), "infos").at(0).as_object();
+    BOOST_TEST(base64_decode(json::string_at(info, "data")).value() == "FROM alpine");
+}
+
+BOOST_AUTO_TEST_CASE(mode_min_tells_no_values) {
+    const auto a = exporter::make_provenance({}, a_record());
+    for (const auto* word : {"hush", "owner", "\"key\"", "llbDefinition", "infos", "pass"})
+        BOOST_TEST(a.predicate.find(word) == std::string::npos, word);
+    const auto p = predicate(a);
+    BOOST_TEST(!json::at(in(in(in(p, "runDetails"), "metadata"), "buildkit_completeness"), "request").as_bool());
+    BOOST_TEST(a.predicate.find("abc") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(version_0_2) {
+    const auto a = exporter::make_provenance({.max = true, .v1 = false, .reproducible = true, .filename = "p.json"}, a_record());
+    BOOST_TEST(a.predicate_type == "https://slsa.dev/provenance/v0.2");
+    BOOST_TEST(a.filename == "p.json");
+    const auto p = predicate(a);
+    BOOST_TEST(json::string_at(p, "buildType") == "https://mobyproject.org/buildkit@v1");
+    BOOST_TEST(json::string_at(in(in(p, "invocation"), "configSource"), "entryPoint") == "app.Dockerfile");
+    BOOST_TEST(json::string_at(in(in(p, "invocation"), "environment"), "platform") == "linux/amd64");
+    BOOST_TEST(json::array_at(p, "materials").size() == 1U);
+    BOOST_TEST(json::array_at(in(p, "buildConfig"), "llbDefinition").size() == 2U);
+    BOOST_TEST(json::at(in(p, "metadata"), "reproducible").as_bool());
+    BOOST_TEST(!json::at(in(in(p, "metadata"), "completeness"), "materials").as_bool());
+}
+
+BOOST_AUTO_TEST_CASE(hermetic_and_complete) {
+    auto r = a_record();
+    const auto hermetic = [&] {
+        return json::at(in(in(predicate(exporter::make_provenance({}, r)), "runDetails"), "metadata"), "buildkit_hermetic").as_bool();
+    };
+    BOOST_TEST(!hermetic());
+    BOOST_CHECK_THROW((void)exporter::make_provenance({.complete_materials = true}, r), error);
+    r.complete = true;
+    BOOST_TEST(hermetic());
+    (void)exporter::make_provenance({.complete_materials = true}, r);
+    r.network = true;
+    BOOST_TEST(!hermetic());
+}
+
+BOOST_AUTO_TEST_CASE(parameters) {
+    const auto parse = [](std::string text, bool max = false) { return exporter::parse_attests({{"provenance", std::move(text)}}, max).provenance; };
+    BOOST_TEST(!parse("").value().max);
+    BOOST_TEST(parse("true", true).value().max);
+    BOOST_TEST(!parse("false").has_value());
+    BOOST_TEST(!parse("disabled=true").has_value());
+    const auto all = parse("mode=full,version=v0.2,inline-only=true,reproducible=1,filename=f.json,\"builder-id=a,b\"").value();
+    BOOST_TEST(all.max);
+    BOOST_TEST(!all.v1);
+    BOOST_TEST(all.inline_only);
+    BOOST_TEST(all.reproducible);
+    BOOST_TEST(all.builder_id == "a,b");
+    for (const auto* bad : {"mode=some", "version=v2", "mod=max", "inline-only=perhaps"}) BOOST_CHECK_THROW((void)parse(bad), error);
+    BOOST_CHECK_THROW((void)exporter::parse_attests({{"sbom", ""}}, false), error);
+    BOOST_CHECK_THROW((void)exporter::parse_attests({{"vex", ""}}, false), error);
+    BOOST_TEST(!exporter::parse_attests({{"sbom", "false"}}, false).provenance.has_value());
+    const auto found = exporter::attests_of({{"attest:provenance", "mode=min"},
+                                             {"build-arg:BUILDKIT_ATTEST_PROVENANCE", "mode=max"},
+                                             {"build-arg:BUILDKIT_ATTEST_SBOM", ""},
+                                             {"target", "x"}});
+    BOOST_TEST((found == std::map<std::string, std::string>{{"provenance", "mode=min"}, {"sbom", ""}}));
+}
+
+// purl-spec, and BuildKit's choice of parts.
+BOOST_AUTO_TEST_CASE(package_urls) {
+    const auto url = [](std::string_view ref, const char* platform = nullptr) {
+        return exporter::package_url("docker", oci::reference::parse(ref),
+                                     platform != nullptr ? std::optional(oci::parse_platform(platform)) : std::nullopt);
+    };
+    BOOST_TEST(url("alpine") == "pkg:docker/alpine@latest");
+    BOOST_TEST(url("bitnami/redis:7", "linux/arm64") == "pkg:docker/bitnami/redis@7?platform=linux%2Farm64");
+    const std::string hex(64, 'a');
+    BOOST_TEST(url(cat("alpine:3@sha256:", hex)) == "pkg:docker/alpine@3");
+    BOOST_TEST(url(cat("alpine@sha256:", hex), "linux/amd64") == cat("pkg:docker/alpine?digest=sha256:", hex, "&platform=linux%2Famd64"));
+    BOOST_TEST(exporter::without_credentials("https://u:p@h/x?a=b@c") == "https://h/x?a=b@c");
+    BOOST_TEST(exporter::without_credentials("https://h/x@y") == "https://h/x@y");
+    BOOST_TEST(exporter::without_credentials("git@h:x") == "git@h:x");
+}
+
+BOOST_AUTO_TEST_SUITE_END()
