@@ -136,12 +136,12 @@ std::optional<source_location> location_of(const llb::definition& graph, const s
 }
 
 /// Solves, and tells of a failure where in the Dockerfile it stands.
-async::task<solver::result> solve(parts& p, const solver::graph& vertices, solver::edge target, const llb::definition& graph, bool no_cache,
-                                  std::shared_ptr<counting_sink> sink) {
+async::task<solver::result> solve(parts& p, const solver::graph& vertices, solver::edge target, const llb::definition& graph,
+                                  solver::solve_options options, std::shared_ptr<counting_sink> sink) {
     std::exception_ptr failed;
     std::vector<solver::result> out;
     try {
-        out = co_await p.solver->solve(vertices, {target}, sink, {.no_cache = no_cache});
+        out = co_await p.solver->solve(vertices, {target}, sink, std::move(options));
     } catch (...) {
         failed = std::current_exception();
     }
@@ -210,11 +210,50 @@ void check_entitlements(const build_request& r, const llb::definition& graph, co
 
 }  // namespace
 
+namespace {
+
+using caches = std::vector<std::shared_ptr<solver::remote_cache>>;
+
+/// Caches are asked for while the Dockerfile is converted, which asks registries too.
+async::task<std::pair<frontend::result, caches>> convert_and_import(parts& p, const build_request& r, std::vector<remotecache::import_options> from,
+                                                                    build_inputs& inputs, std::shared_ptr<progress::sink> sink) {
+    std::pair<frontend::result, caches> out;
+    const auto convert_into = [](parts& all, const build_request& request, build_inputs& in, std::shared_ptr<progress::sink> to,
+                                 frontend::result& result) -> async::task<void> { result = co_await convert(all, request, in, std::move(to)); };
+    const auto import_into = [](parts& all, const build_request& request, std::vector<remotecache::import_options> entries,
+                                std::shared_ptr<progress::sink> to, caches& result) -> async::task<void> {
+        const auto platform = request.platform.empty() ? oci::host_platform() : oci::normalize(oci::parse_platform(request.platform));
+        result = co_await import_caches(all, std::move(entries), platform, std::move(to));
+    };
+    std::vector<async::task<void>> both;
+    both.push_back(convert_into(p, r, inputs, sink, out.first));
+    if (!from.empty()) both.push_back(import_into(p, r, std::move(from), sink, out.second));
+    co_await async::when_all(std::move(both));
+    co_return out;
+}
+
+/// How the first image of the outputs is compressed.
+std::map<std::string, std::string> image_compression(const std::vector<output>& outputs) {
+    std::map<std::string, std::string> out;
+    for (const auto& o : outputs) {
+        if (o.type == "local" || o.type == "tar" || o.type == "cacheonly") continue;
+        for (const auto* key : {"compression", "compression-level", "force-compression"})
+            if (const auto at = o.attributes.find(key); at != o.attributes.end()) out.insert(*at);
+        break;
+    }
+    return out;
+}
+
+}  // namespace
+
 async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
     auto names = normalized_names(r.tags);
+    auto cache_to = parse_cache_to(r.cache_to);
+    auto cache_from = parse_cache_from(r.cache_from);
     auto counting = std::make_shared<counting_sink>(std::move(sink));
     auto inputs = co_await open_inputs(p, r, counting);
-    const auto converted = co_await convert(p, r, inputs, counting);
+    inputs.scope.hash_local = !cache_from.empty();
+    auto [converted, imported] = co_await convert_and_import(p, r, std::move(cache_from), inputs, counting);
     const auto loaded = llb::load(converted.graph);
     check_entitlements(r, converted.graph, loaded);
     auto graph = ops::make_graph(loaded, *p.environment, inputs.scope);
@@ -224,12 +263,17 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     in.platform = oci::normalize(converted.platform);
     in.epoch = converted.epoch ? converted.epoch : r.source_date_epoch;
     state::pin keep;
+    const auto report = cache_to.empty() ? nullptr : std::make_shared<std::vector<solver::solved>>();
     if (graph.result) {
-        const auto value =
-            co_await ops::as_chain_value(*p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, r.no_cache, counting));
+        solver::solve_options options{.no_cache = r.no_cache, .caches = std::move(imported), .report = report};
+        const auto value = co_await ops::as_chain_value(
+            *p.environment, co_await solve(p, graph.vertices, *graph.result, converted.graph, std::move(options), counting));
         in.root = value->chain;
         keep = value->keep;
     }
+    cache_source cached{.report = report, .graph = graph.vertices, .target = graph.result, .in = in, .compression = image_compression(r.outputs)};
+    if (std::any_of(cache_to.begin(), cache_to.end(), [](const auto& c) { return c.kind == remotecache::kind::inline_; }))
+        in.config = co_await with_inline_cache(p, cached);
     build_result out;
     counting->fill(out, graph.vertices);
     auto outputs = r.outputs;
@@ -245,6 +289,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     last.push_back(export_all(p, std::move(what), std::move(outputs), std::move(names), counting, out));
     last.push_back(make_durable(p));
     co_await async::when_all(std::move(last));
+    if (!cache_to.empty()) co_await export_caches(p, std::move(cache_to), std::move(cached), counting, out);
     co_await collect_garbage(p);
     co_return out;
 }

@@ -31,6 +31,7 @@ import cobuild.ops;
 import cobuild.process;
 import cobuild.progress;
 import cobuild.registry;
+import cobuild.remotecache;
 import cobuild.session;
 import cobuild.snapshot;
 import cobuild.solver;
@@ -153,6 +154,25 @@ struct push_manner {
 async::task<void> push_image(parts& p, exporter::image image, std::vector<std::string> names, push_manner how, progress::writer progress);
 /// Pipes a docker archive into `docker load`.
 async::task<void> load_into_docker(parts& p, exporter::image image, std::vector<std::string> names, progress::writer progress);
+
+/// The attributes of all entries, checked before anything runs. Throws errc::invalid for two equal exports.
+std::vector<remotecache::export_options> parse_cache_to(const std::vector<cache_entry>& entries);
+std::vector<remotecache::import_options> parse_cache_from(const std::vector<cache_entry>& entries);
+/// What is there of them; one that cannot be had is a warning. Layers are fetched when a result is needed.
+async::task<std::vector<std::shared_ptr<solver::remote_cache>>> import_caches(parts& p, std::vector<remotecache::import_options> from,
+                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink);
+/// What a cache export is made of.
+struct cache_source {
+    std::shared_ptr<std::vector<solver::solved>> report;
+    solver::graph graph;
+    std::optional<solver::edge> target;
+    exporter::input in;                              ///< the exported image's
+    std::map<std::string, std::string> compression;  ///< attributes of the image's exporter, for exports that name none
+};
+async::task<void> export_caches(parts& p, std::vector<remotecache::export_options> to, cache_source what, std::shared_ptr<progress::sink> sink,
+                                build_result& result);
+/// The image config with its inline cache.
+async::task<std::string> with_inline_cache(parts& p, cache_source what);
 
 /// Applies the configured policy, at most every ten minutes over all processes; records of images built here stay unless a
 /// rule says `all`.
