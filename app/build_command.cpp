@@ -42,7 +42,7 @@ struct build_flags {
     std::vector<std::string> tags, build_args, labels, outputs, platforms, add_hosts, secrets, ulimits, no_cache_filter, build_contexts, ssh;
     std::vector<std::string> not_yet;  ///< flags of buildx that are parsed only to be refused by name
     std::string target, network, progress = "auto", metadata_file, iidfile, shm_size, cgroup_parent, pull;
-    std::vector<std::string> allow, annotations, attests;
+    std::vector<std::string> allow, annotations, attests, cache_from, cache_to;
     std::optional<std::string> provenance, sbom;
     std::string call, print_llb;
     bool push = false, load = false, no_cache = false, quiet = false, check = false;
@@ -106,6 +106,22 @@ build::output parse_output(const std::string& text) {
                 out.attributes.erase("dest");
             }
         }
+    }
+    return out;
+}
+
+/// "type=registry,ref=x,mode=max", or a reference (several, with commas between) alone: that is a registry's.
+std::vector<build::cache_entry> parse_caches(const std::vector<std::string>& items, std::string_view flag) {
+    std::vector<build::cache_entry> out;
+    for (const auto& text : items) {
+        if (text.find('=') == std::string::npos) {
+            for (const auto name : split(text, ',')) out.push_back({"registry", {{"ref", std::string(trim(name))}}});
+            continue;
+        }
+        build::cache_entry one;
+        for (auto& [key, value] : parse_csv(text, flag)) (key == "type" ? one.type : one.attributes[key]) = value;
+        if (one.type.empty()) throw error{errc::invalid, cat(flag, " ", text, ": type= is missing (registry, local or inline)")};
+        out.push_back(std::move(one));
     }
     return out;
 }
@@ -314,6 +330,8 @@ build::build_request make_request(build_flags& flags) {
     for (const auto& o : flags.outputs) r.outputs.push_back(parse_output(o));
     if (flags.load) r.outputs.push_back({.type = "docker", .attributes = {}});
     r.push = flags.push;
+    r.cache_from = parse_caches(flags.cache_from, "--cache-from");
+    r.cache_to = parse_caches(flags.cache_to, "--cache-to");
     for (const auto& list : flags.allow)
         for (const auto name : split(list, ',')) r.allow.push_back(parse_entitlement(std::string(trim(name))));
     add_annotations(r, flags.annotations);
@@ -419,8 +437,8 @@ void add_flags(CLI::App& c, build_flags& f) {
     list("--attest", f.attests, "Attest to the result: type=provenance[,mode=min|max][,version=v1|v0.2]", "ATTESTATION");
     c.add_option("--provenance", f.provenance, "As --attest type=provenance: true, false, mode=max ...")->type_name("PARAMETERS");
     c.add_option("--sbom", f.sbom, "As --attest type=sbom; only false yet")->type_name("PARAMETERS");
-    for (const auto* name : {"--cache-from", "--cache-to"})
-        c.add_option_function<std::string>(name, [&f, name](const std::string&) { f.not_yet.emplace_back(name); }, "")->group("");
+    list("--cache-from", f.cache_from, "Cache to take steps from: REF or type=registry,ref=REF or type=local,src=DIR", "CACHE");
+    list("--cache-to", f.cache_to, "Where to put the cache: type=inline, type=registry,ref=REF[,mode=max] or type=local,dest=DIR", "CACHE");
     // What CI jobs pass to switch off what is not there anyway, or to name the builder there is.
     for (const auto& [flag, value] : {std::pair{"--builder", "default"}})
         c.add_option_function<std::string>(

@@ -164,6 +164,8 @@ public:
     void remove(digest canonical);
     /// It was used now; written only when the last time lies over a minute back.
     void touch(digest canonical);
+    /// The keys a record stands under, as far as memory knows.
+    [[nodiscard]] std::vector<digest> keys(const digest& canonical) const;
     /// Everything, from the storage: for prune and reports.
     async::task<std::vector<record>> all();
 

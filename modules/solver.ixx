@@ -18,6 +18,7 @@
 module;
 #include <cstddef>
 #include <map>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -123,6 +124,35 @@ struct vertex {
 
 using graph = std::vector<vertex>;
 
+// ---------------------------------------------------------------- caches elsewhere
+
+/// Another machine's records, for one build. The keys of a vertex there come from canonical keys that differ from those here,
+/// so it is looked up there by keys of its own. What is loaded from there is remembered here. Io thread.
+class remote_cache {
+public:
+    struct found {
+        digest canonical;       ///< there
+        bool loadable = false;  ///< false: only the key is known, which what stands above is found by
+    };
+    virtual ~remote_cache() = default;
+    /// From memory: what is asked here was fetched before the build.
+    [[nodiscard]] virtual std::optional<found> find(const digest& key) const = 0;
+    /// The outputs of a record. When it throws, the vertex is looked for in the next cache, and runs in the end; `progress` gets
+    /// a warning.
+    virtual async::task<std::vector<result>> load(digest canonical, progress::writer progress) = 0;
+};
+
+/// What a build found out about one vertex: what a cache export is made of. Vertices that mean something in one build only
+/// (a client's directory) are left out.
+struct solved {
+    digest id;
+    digest canonical;
+    std::vector<digest> keys;  ///< it is found under, the canonical one not necessarily among them
+    /// Its outputs, as run or from a cache; empty when there are none.
+    std::function<async::task<std::vector<result>>()> outputs;
+    bool loaded = false;  ///< outputs() has them in memory
+};
+
 // ---------------------------------------------------------------- solver
 
 struct solver_options {
@@ -136,7 +166,9 @@ struct shared_runs {
 
 struct solve_options {
     bool no_cache = false;  ///< every vertex counts as ignore_cache
-    std::shared_ptr<shared_runs> runs;
+    std::shared_ptr<shared_runs> runs{};
+    std::vector<std::shared_ptr<remote_cache>> caches{};    ///< looked into after the own one, in this order
+    std::shared_ptr<std::vector<solved>> report = nullptr;  ///< filled when the solve succeeds, inputs before what uses them
 };
 
 class solver {

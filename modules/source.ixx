@@ -13,6 +13,7 @@
 module;
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -41,6 +42,12 @@ enum class freshness {
     never,    ///< only what is here: images built here and digests in the content store
 };
 
+/// How a layer's blob is remembered (snapshot::layer_blob) when it was not a registry's image it came from.
+struct blob_origin {
+    std::string variant;  ///< empty: as pulled
+    std::map<std::string, std::string> annotations;
+};
+
 /// What a reference means on one platform.
 struct resolved_image {
     oci::reference reference;  ///< normalised, tag or digest
@@ -54,6 +61,7 @@ struct resolved_image {
     std::optional<snapshot::chain> chain;        ///< its layers, when they are known to be unpacked
     state::pin keep;                             ///< manifest and config stay in the content store
     std::shared_ptr<const registry::login> who;  ///< who asked; none: the engine's own login
+    std::vector<blob_origin> origins;            ///< by layer; shorter: the rest is as pulled
 };
 
 struct pulled_image {

@@ -56,10 +56,12 @@ async::task<void> keep_image(parts& p, exporter::exported image, built what, std
 
 namespace {
 
-async::task<void> push_blob(parts& p, registry::client& to, oci::reference ref, oci::descriptor blob, progress::writer progress) {
+async::task<void> push_blob(parts& p, registry::client& to, oci::reference ref, oci::descriptor blob, std::shared_ptr<const registry::login> who,
+                            progress::writer progress) {
     auto line = std::make_shared<progress::line>(progress.begin(cat("pushing ", blob.digest.str()), static_cast<std::int64_t>(blob.size)));
     auto sent = std::make_shared<std::int64_t>(0);
     registry::push_options options;
+    options.call.who = std::move(who);
     options.call.progress = [line, sent](std::uint64_t n) { line->update(*sent += static_cast<std::int64_t>(n)); };
     const auto open = [&p, blob]() -> async::task<http::body_source> {
         auto file = std::make_shared<unique_fd>(co_await p.runtime.pool().run([&p, blob] { return p.content->open(blob.digest); }));
@@ -71,23 +73,23 @@ async::task<void> push_blob(parts& p, registry::client& to, oci::reference ref, 
     line->done();
 }
 
-async::task<void> push_to(parts& p, registry::client& to, exporter::exported image, std::vector<std::string> names, bool by_digest,
+async::task<void> push_to(parts& p, registry::client& to, exporter::exported image, std::vector<std::string> names, push_manner how,
                           progress::writer progress) {
     for (const auto& name : names) {
         const auto parsed = oci::reference::parse(name);
-        const auto ref = by_digest ? parsed.name_only() : parsed.with_default_tag();
+        const auto ref = how.by_digest ? parsed.name_only() : parsed.with_default_tag();
         auto layers = progress.begin("pushing layers");
         std::vector<async::task<void>> work;
         for (const auto& [d, blob] : image.blobs())
-            if (!oci::is_nondistributable(blob.media_type)) work.push_back(push_blob(p, to, ref, blob, progress));
+            if (!oci::is_nondistributable(blob.media_type)) work.push_back(push_blob(p, to, ref, blob, how.who, progress));
         co_await async::when_all(std::move(work));
         layers.done();
         // What an index names must be there before it; an attestation's subject before the attestation.
         if (image.is_index())
             for (const auto* list : {&image.images, &image.attestations})
-                for (const auto& i : *list) co_await to.push_manifest(ref.name_only(), i.manifest.media_type, i.manifest_bytes);
+                for (const auto& i : *list) co_await to.push_manifest(ref.name_only(), i.manifest.media_type, i.manifest_bytes, {.who = how.who});
         auto manifest = progress.begin(cat("pushing manifest for ", ref.str(), "@", image.top.digest.str()));
-        co_await to.push_manifest(ref, image.top.media_type, image.top_bytes);
+        co_await to.push_manifest(ref, image.top.media_type, image.top_bytes, {.who = how.who});
         manifest.done();
     }
 }
@@ -107,11 +109,11 @@ registry::options insecure_options(parts& p) {
     return o;
 }
 
-async::task<void> push_insecurely(parts& p, exporter::exported image, std::vector<std::string> names, bool by_digest, progress::writer progress) {
+async::task<void> push_insecurely(parts& p, exporter::exported image, std::vector<std::string> names, push_manner how, progress::writer progress) {
     registry::client to(insecure_options(p));
     std::exception_ptr failed;
     try {
-        co_await push_to(p, to, std::move(image), std::move(names), by_digest, progress);
+        co_await push_to(p, to, std::move(image), std::move(names), how, progress);
     } catch (...) {
         failed = std::current_exception();
     }
@@ -127,8 +129,8 @@ async::task<void> push_image(parts& p, exporter::exported image, std::vector<std
         if (how.by_digest && oci::reference::parse(name).tag() != "latest")
             throw error{errc::invalid,
                         cat("push-by-digest=true and the tag of ", quoted(oci::reference::parse(name).familiar()), " do not go together")};
-    return how.insecure ? push_insecurely(p, std::move(image), std::move(names), how.by_digest, progress)
-                        : push_to(p, *p.registry, std::move(image), std::move(names), how.by_digest, progress);
+    return how.insecure ? push_insecurely(p, std::move(image), std::move(names), how, progress)
+                        : push_to(p, *p.registry, std::move(image), std::move(names), how, progress);
 }
 
 namespace {

@@ -26,6 +26,7 @@ import cobuild.fs;
 import cobuild.json;
 import cobuild.llb;
 import cobuild.remote;
+import cobuild.remotecache;
 import :parts;
 
 namespace cobuild::build {
@@ -57,6 +58,9 @@ struct job_state {
     ops::build_scope scope;
     std::shared_ptr<solver::shared_runs> runs = std::make_shared<solver::shared_runs>();
     std::optional<job::failure> failed;
+    std::vector<remotecache::export_options> cache_to;
+    std::vector<cache_entry> cache_from;
+    async::single_flight<std::size_t, std::vector<std::shared_ptr<solver::remote_cache>>> importing;
     /// What the last frontend was asked, for provenance.
     std::string frontend;
     std::map<std::string, std::string> attrs;
@@ -68,6 +72,12 @@ void attest(const job_state& s, const llb::definition& graph, exporter::input& i
     const auto wanted = exporter::parse_attests(exporter::attests_of(s.attrs), true);
     if (!wanted.provenance) return;
     in.attestations.push_back(exporter::make_provenance(*wanted.provenance, make_record(s.frontend, s.attrs, graph, *s.scope.found, s.started)));
+}
+
+/// The caches named so far, each asked once.
+async::task<std::vector<std::shared_ptr<solver::remote_cache>>> imported_caches(std::shared_ptr<job_state> s) {
+    if (s->cache_from.empty()) co_return std::vector<std::shared_ptr<solver::remote_cache>>{};
+    co_return co_await s->importing.run(s->cache_from.size(), [s] { return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink); });
 }
 
 /// The place of the vertex that failed, for who shows its source.
@@ -92,6 +102,9 @@ public:
 
     [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
     async::task<void> evaluate() override { (void)co_await value(); }
+
+    /// What an export of the cache is made of; filled by the solve when the job has one.
+    cache_source cached;
 
     /// The chain, brought about once.
     async::task<std::shared_ptr<ops::chain_value>> value() {
@@ -160,10 +173,14 @@ private:
         auto graph = ops::make_graph(loaded, *p.environment, state_->scope);
         if (!graph.result) co_return std::make_shared<ops::chain_value>();
         auto sink = std::make_shared<counting_sink>(state_->sink);
+        solver::solve_options options{.no_cache = false, .runs = state_->runs, .caches = co_await imported_caches(state_)};
+        if (!state_->cache_to.empty()) options.report = cached.report = std::make_shared<std::vector<solver::solved>>();
+        cached.graph = graph.vertices;
+        cached.target = graph.result;
         std::exception_ptr failed;
         solver::result solved;
         try {
-            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, {.no_cache = false, .runs = state_->runs}, sink);
+            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, std::move(options), sink);
         } catch (...) {
             failed = std::current_exception();
         }
@@ -217,7 +234,9 @@ std::map<std::string, oci::platform> parse_platforms(const std::string& text) {
 
 class job_impl final : public job {
 public:
-    job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {}
+    job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {
+        state_->cache_to = parse_cache_to(state_->options.cache_to);
+    }
 
     std::shared_ptr<ref> define(llb::definition what) override {
         if (what.ops.empty()) return nullptr;
@@ -237,6 +256,15 @@ public:
         state_->attrs = attrs;
         if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
         return dockerfile(std::move(attrs));
+    }
+
+    void import_caches(std::vector<cache_entry> from) override {
+        (void)parse_cache_from(from);  // a mistake in them is told at once
+        for (auto& e : from) {
+            const auto same = [&e](const cache_entry& known) { return known.type == e.type && known.attributes == e.attributes; };
+            if (std::none_of(state_->cache_from.begin(), state_->cache_from.end(), same)) state_->cache_from.push_back(std::move(e));
+        }
+        state_->scope.hash_local = state_->scope.hash_local || !state_->cache_from.empty();
     }
 
     async::task<gateway::image_config> resolve_image(gateway::resolve_request request) override {
@@ -262,6 +290,7 @@ public:
         co_await async::when_all(std::move(all));
         built made;
         std::vector<state::pin> keep;
+        std::vector<cache_source> caches;
         const auto platforms = parse_platforms(get(what.metadata, "refs.platforms"));
         made.map = what.map;
         for (const auto& [key, r] : what.refs) {
@@ -275,18 +304,34 @@ public:
             if (in.platform.os.empty()) in.platform = oci::host_platform();
             in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
             attest(*state_, r ? r->definition() : llb::definition{}, in);
-            if (const auto* mine = dynamic_cast<job_ref*>(r.get())) {
-                const auto value = co_await const_cast<job_ref*>(mine)->value();
+            cache_source cached;
+            if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) {
+                const auto value = co_await mine->value();
                 in.root = value->chain;
                 keep.push_back(value->keep);
+                cached = mine->cached;
             }
             for (const auto& o : outputs)
                 if (const auto epoch = get(o.attributes, "source-date-epoch"); !epoch.empty() && !in.epoch)
                     in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+            cached.in = in;
+            caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
         }
         for (auto& o : outputs) o.attributes.erase("source-date-epoch");
-        if (!made.list.empty()) co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
+        made.who = state_->options.who;
+        if (made.list.empty()) co_return out;
+        const auto to = state_->cache_to;
+        if (to.empty()) {
+            co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
+            co_return out;
+        }
+        if (caches.size() > 1) throw error{errc::unsupported, "exporting the cache of several platforms at once is not supported yet: build them one by one"};
+        if (!caches.front().report) throw error{errc::internal, "the build kept no record of its steps for the cache"};
+        if (std::any_of(to.begin(), to.end(), [](const auto& c) { return c.kind == remotecache::kind::inline_; }))
+            made.list.front().in.config = co_await with_inline_cache(state_->p, caches.front());
+        co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
+        co_await export_caches(state_->p, to, std::move(caches.front()), state_->sink, out);
         co_return out;
     }
 

@@ -66,6 +66,7 @@ struct job_options {
     std::vector<std::string> allow;                        ///< entitlements granted: network.host, security.insecure
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by store id
     std::shared_ptr<progress::sink> sink;
+    std::vector<cache_entry> cache_to;  ///< exported by finish()
 };
 
 class job {
@@ -77,6 +78,8 @@ public:
     /// the metadata. Throws errc::unsupported for any other frontend.
     virtual async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
                                                  std::map<std::string, llb::definition> inputs) = 0;
+    /// Caches that are looked into from now on, as --cache-from names them; one that cannot be had is a warning.
+    virtual void import_caches(std::vector<cache_entry> from) = 0;
     virtual async::task<gateway::image_config> resolve_image(gateway::resolve_request request) = 0;
     /// What a git or http source is now; `name` is what progress shows.
     struct source_facts {

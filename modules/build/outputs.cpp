@@ -138,7 +138,9 @@ private:
             describe_image(made, stored, result.exporter_response);
             if (how.store) co_await keep_image(parts_, made, what_, stored);
             for (const auto& n : stored) w.begin(cat("naming to ", n)).done();
-            if (how.push) co_await push_image(parts_, made, names, how.pushing, w);
+            auto pushing = how.pushing;
+            pushing.who = what_.who;
+            if (how.push) co_await push_image(parts_, made, names, pushing, w);
             co_return 0;
         });
         for (const auto& n : names) result.names.push_back(oci::reference::parse(n).familiar());

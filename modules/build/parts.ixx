@@ -33,6 +33,7 @@ import cobuild.ops;
 import cobuild.process;
 import cobuild.progress;
 import cobuild.registry;
+import cobuild.remotecache;
 import cobuild.session;
 import cobuild.snapshot;
 import cobuild.solver;
@@ -139,6 +140,7 @@ struct built {
     };
     std::vector<one> list;
     bool map = false;
+    std::shared_ptr<const registry::login> who{};  ///< who pushes; none: the engine's own logins
 };
 /// The tags of a request with their registry and tag spelled out.
 std::vector<std::string> normalized_names(const std::vector<std::string>& names);
@@ -178,10 +180,16 @@ async::task<std::vector<oci::platform>> emulated_for(parts& p, const frontend::r
 /// A conversion for each platform (none: this machine's), in their order; what they warn of is shown once.
 async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::request request, std::vector<oci::platform> platforms,
                                                        const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink);
+/// What was solved, for who looks at it again; `target` is the first platform's.
+struct solved_graph {
+    solver::graph vertices;
+    std::optional<solver::edge> target;
+};
 /// All platforms at once, in one graph; the roots in their order.
 async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, const std::vector<frontend::result>& converted,
-                                                                      std::vector<std::string> allowed, const ops::build_scope& scope, bool no_cache,
-                                                                      std::shared_ptr<counting_sink> sink, build_result& counted);
+                                                                      std::vector<std::string> allowed, const ops::build_scope& scope,
+                                                                       solver::solve_options options, std::shared_ptr<counting_sink> sink,
+                                                                       build_result& counted, solved_graph* whole = nullptr);
 
 /// What provenance tells of a build, from its frontend's name and attributes (BuildKit's) and the graph: materials from its
 /// sources as `found` has them, secrets and agents from its steps. For the command line and the daemon alike.
@@ -203,10 +211,30 @@ async::task<void> keep_image(parts& p, exporter::exported image, built what, std
 struct push_manner {
     bool by_digest = false;  ///< no tag is set
     bool insecure = false;   ///< https unverified, else http, whatever the configuration says
+    std::shared_ptr<const registry::login> who{};  ///< none: the engine's own logins
 };
 async::task<void> push_image(parts& p, exporter::exported image, std::vector<std::string> names, push_manner how, progress::writer progress);
 /// Pipes a docker archive into `docker load`.
 async::task<void> load_into_docker(parts& p, exporter::exported image, std::vector<std::string> names, progress::writer progress);
+
+/// The attributes of all entries, checked before anything runs. Throws errc::invalid for two equal exports.
+std::vector<remotecache::export_options> parse_cache_to(const std::vector<cache_entry>& entries);
+std::vector<remotecache::import_options> parse_cache_from(const std::vector<cache_entry>& entries);
+/// What is there of them; one that cannot be had is a warning. Layers are fetched when a result is needed.
+async::task<std::vector<std::shared_ptr<solver::remote_cache>>> import_caches(parts& p, std::vector<remotecache::import_options> from,
+                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink);
+/// What a cache export is made of.
+struct cache_source {
+    std::shared_ptr<std::vector<solver::solved>> report;
+    solver::graph graph;
+    std::optional<solver::edge> target;
+    exporter::input in;                              ///< the exported image's
+    std::map<std::string, std::string> compression;  ///< attributes of the image's exporter, for exports that name none
+};
+async::task<void> export_caches(parts& p, std::vector<remotecache::export_options> to, cache_source what, std::shared_ptr<progress::sink> sink,
+                                build_result& result);
+/// The image config with its inline cache.
+async::task<std::string> with_inline_cache(parts& p, cache_source what);
 
 /// Applies the configured policy, at most every ten minutes over all processes; records of images built here stay unless a
 /// rule says `all`.

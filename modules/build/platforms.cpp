@@ -95,8 +95,8 @@ async::task<std::vector<oci::platform>> emulated_for(parts& p, const frontend::r
 }
 
 async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, const std::vector<frontend::result>& converted,
-                                                                      std::vector<std::string> allowed, const ops::build_scope& scope, bool no_cache,
-                                                                      std::shared_ptr<counting_sink> sink, build_result& counted) {
+                                                                      std::vector<std::string> allowed, const ops::build_scope& scope, solver::solve_options options,
+                                                                      std::shared_ptr<counting_sink> sink, build_result& counted, solved_graph* whole) {
     joined all;
     std::vector<std::optional<std::size_t>> place;
     std::vector<solver::edge> targets;
@@ -110,12 +110,13 @@ async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, 
     std::vector<solver::result> solved;
     std::exception_ptr failed;
     try {
-        if (!targets.empty()) solved = co_await p.solver->solve(all.vertices, targets, sink, {.no_cache = no_cache});
+        if (!targets.empty()) solved = co_await p.solver->solve(all.vertices, targets, sink, std::move(options));
     } catch (...) {
         failed = std::current_exception();
     }
     if (failed) throw located(describe(failed), owner_of(converted, sink->failed()), sink->failed());
     sink->fill(counted, all.vertices);
+    if (whole != nullptr) *whole = {all.vertices, targets.empty() ? std::nullopt : std::optional(targets.front())};
     std::vector<std::shared_ptr<ops::chain_value>> out;
     for (const auto& at : place)
         out.push_back(at ? co_await ops::as_chain_value(*p.environment, solved.at(*at)) : std::make_shared<ops::chain_value>());

@@ -41,6 +41,12 @@ struct output {
     std::function<async::task<void>(std::vector<result_tree>)> receive;
 };
 
+/// One --cache-to or --cache-from: BuildKit's kinds by name (registry, local, inline) and their attributes; its CacheOptionsEntry.
+struct cache_entry {
+    std::string type;
+    std::map<std::string, std::string> attributes;
+};
+
 /// A secret's bytes, asked for by each step that mounts it. Never stored, logged or part of a cache key.
 struct secret_source {
     std::string id;
@@ -80,8 +86,10 @@ struct build_request {
     std::map<std::string, std::filesystem::path> ssh_agents;  ///< sockets by id, for RUN --mount=type=ssh and git over ssh
     std::vector<output> outputs;                              ///< empty: the image is built and kept, nothing is exported
     std::optional<std::int64_t> source_date_epoch;
-    bool push = false;  ///< push every tag after the image was stored
-    std::string name;   ///< shown in progress, for example the context as the user typed it
+    std::vector<cache_entry> cache_from;  ///< looked into before a step runs; one that cannot be had is a warning
+    std::vector<cache_entry> cache_to;    ///< written after the outputs
+    bool push = false;                    ///< push every tag after the image was stored
+    std::string name;                     ///< shown in progress, for example the context as the user typed it
 };
 
 struct build_result {

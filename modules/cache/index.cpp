@@ -257,6 +257,11 @@ void index::touch(digest canonical) {
     mark(state_);
 }
 
+std::vector<digest> index::keys(const digest& canonical) const {
+    const auto r = state_->records.find(canonical);
+    return r == state_->records.end() ? std::vector<digest>() : r->second.keys;
+}
+
 async::task<std::vector<record>> index::all() {
     co_await flush();
     auto s = state_;

@@ -69,6 +69,7 @@ wire::Ref wire_ref(build_state& b, const std::shared_ptr<build::ref>& r) {
 async::task<std::string> solve_part(bridge_call c, std::string bytes) {
     auto r = parse<wire::SolveRequest>(bytes);
     if (r.source_policies_size() > 0) throw error{errc::unsupported, "source policies are not supported yet"};
+    c.b->job->import_caches(cache_entries(r.cache_imports()));
     build::job_result result;
     if (!r.frontend().empty()) {
         std::map<std::string, llb::definition> inputs;

@@ -203,6 +203,17 @@ struct world {
     world(options o, std::string worker);
 };
 
+/// A client's cache entries; those in its own directories are refused: the daemon's are none of its business.
+template<class Entries>
+std::vector<build::cache_entry> cache_entries(const Entries& entries) {
+    std::vector<build::cache_entry> out;
+    for (const auto& e : entries) {
+        if (e.type() == "local") throw error{errc::unsupported, "a cache of type local is not supported by the daemon yet; registry and inline are"};
+        out.push_back({e.type(), {e.attrs().begin(), e.attrs().end()}});
+    }
+    return out;
+}
+
 /// The status of a failed build: its sentence, the step and the lines of the source it comes from.
 rpc::status build_status(const error& e, const std::optional<build::job::failure>& where);
 

@@ -61,7 +61,6 @@ std::vector<std::string> entitlements_of(const wire::SolveRequest& r, const conf
 void refuse_what_is_missing(const wire::SolveRequest& r) {
     if (r.has_source_policy() && r.source_policy().rules_size() > 0) throw error{errc::unsupported, "source policies are not supported yet"};
     if (!r.source_policy_session().empty()) throw error{errc::unsupported, "source policies of a session are not supported yet"};
-    if (r.cache().exports_size() > 0) throw error{errc::unsupported, "exporting the build cache is not supported yet"};
     if (r.proxy_network()) throw error{errc::unsupported, "the proxy network is not supported"};
 }
 
@@ -103,11 +102,13 @@ async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<
     o.id = b->ref;
     o.allow = entitlements_of(r, w->given.settings);
     o.sink = b->events;
+    o.cache_to = cache_entries(r.cache().exports());
     if (client) {
         o.client = make_remote(client, w->contexts, w->pool);
         o.who = make_login(client);
     }
     b->job = w->given.engine->start(std::move(o));
+    b->job->import_caches(cache_entries(r.cache().imports()));
     b->prepared.set();
     auto work = run(w, b, client, std::move(r));
     if (client) co_return co_await async::linked(client->closed.token(), std::move(work));

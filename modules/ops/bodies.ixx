@@ -49,7 +49,7 @@ std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env
 /// http://, https://, git:// and oci-layout://; null for any other.
 std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope);
-std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env);
+std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_merge_op(const llb::op& what, environment& env);
 std::shared_ptr<solver::op> make_diff_op(const llb::op& what, environment& env);
 
@@ -98,9 +98,10 @@ struct copy_job {
     const fs::root* to = nullptr;       ///< null: nothing is written, only the digest is made (from remembered stats)
     llb::copy_action what;
     std::optional<fs::owner> owner;
+    bool read = false;  ///< with `to` null: files that are not remembered are read
 };
 /// Copies and digests what landed (live sources). With `to` null: the digest the copy would have, or empty when a file's
-/// bytes are not remembered by its stat.
+/// bytes are not remembered by its stat and not to be read.
 std::optional<digest> run_copy(const copy_job& job, cache::stat_memo* memo);
 
 }  // namespace cobuild::ops

@@ -339,7 +339,8 @@ private:
         if (info.is_link()) link = fs::read_link_at(dir, name);
         if (info.is_file()) {
             if (memo_ == nullptr) return false;
-            const auto value = memo_->find(cache::key_of(file_system(), info));
+            auto value = memo_->find(cache::key_of(file_system(), info));
+            if (!value && job_.read) value = read_now(path, dir, name);
             if (!value) return false;
             content = value->data;
             if (attributes) xattrs = value->xattrs;
@@ -347,6 +348,19 @@ private:
         if (info.is_dir()) xattrs = client_xattrs(dir, name);
         add({path, info, content ? &*content : nullptr, link, xattrs});
         return true;
+    }
+
+    cache::file_value read_now(std::string_view path, int dir, std::string_view name) {
+        const auto asked = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
+        const std::string own(name);
+        const unique_fd file{name.empty() ? ::fcntl(dir, F_DUPFD_CLOEXEC, 0) : ::openat(dir, own.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC)};
+        if (!file) throw_errno(cat("opening ", quoted(path.empty() ? own : std::string(path))));
+        const auto read = cache::hash_file(file.get(), file_system(), path.empty() ? name : path, nullptr);
+        const cache::file_value out{read.value.data, name.empty() ? digest{} : client_xattrs(dir, name)};
+        const auto key = cache::key_of(file_system(), read.info);
+        // An archive that is unpacked counts without its attributes: not for what copies it.
+        if (!name.empty()) memo_->remember(key, asked, key, out);
+        return out;
     }
 
     struct landed_entry {

@@ -69,6 +69,9 @@ struct build_scope {
     std::string id;  ///< of this build: what is keyed by it means nothing later
     bool always_pull = false;
     bool never_pull = false;
+    /// What a COPY reads of the client's directory is hashed to learn its key, instead of by copying it: an imported cache may
+    /// have what stands under that key, and then neither the copy nor what is below it is needed.
+    bool hash_local = false;
     std::shared_ptr<known_sources> sources;                ///< null: nothing is shared
     std::shared_ptr<found_sources> found{};                ///< null: nobody wants to know
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name

@@ -102,8 +102,8 @@ struct tree {
 
 class file_op final : public solver::op {
 public:
-    file_op(const llb::op& what, environment& env)
-        : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), key_(file_key(what)) {
+    file_op(const llb::op& what, environment& env, bool hash_local)
+        : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), hash_local_(hash_local), key_(file_key(what)) {
         count_uses();
     }
 
@@ -200,6 +200,7 @@ private:
     environment& env_;
     llb::file_op file_;
     std::size_t inputs_;
+    bool hash_local_;
     digest key_;
     std::vector<std::size_t> uses_;  ///< by action: how many outputs and other actions need its result; 0: it never runs
 };
@@ -229,6 +230,7 @@ std::optional<digest> file_op::digest_of_copies(std::size_t input, const local_v
         for (const auto& who : {copy->owner ? copy->owner->user : std::nullopt, copy->owner ? copy->owner->group : std::nullopt})
             if (who && std::holds_alternative<llb::named_user>(*who)) return std::nullopt;
         job.owner = owner_of(copy->owner, {});
+        job.read = hash_local_;
         const auto one = run_copy(job, memo);
         if (!one) return std::nullopt;
         all.update(one->str());
@@ -371,6 +373,8 @@ async::task<std::vector<solver::result>> file_op::commit_outputs(std::vector<tre
 
 }  // namespace
 
-std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env) { return std::make_shared<file_op>(what, env); }
+std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env, const build_scope& scope) {
+    return std::make_shared<file_op>(what, env, scope.hash_local);
+}
 
 }  // namespace cobuild::ops

@@ -21,7 +21,7 @@ namespace {
 std::shared_ptr<solver::op> make_op(const llb::op& what, environment& env, const build_scope& scope) {
     if (std::holds_alternative<llb::source_op>(what.what)) return make_source_op(what, env, scope);
     if (std::holds_alternative<llb::exec_op>(what.what)) return make_exec_op(what, env, scope);
-    if (std::holds_alternative<llb::file_op>(what.what)) return make_file_op(what, env);
+    if (std::holds_alternative<llb::file_op>(what.what)) return make_file_op(what, env, scope);
     if (std::holds_alternative<llb::merge_op>(what.what)) return make_merge_op(what, env);
     if (std::holds_alternative<llb::diff_op>(what.what)) return make_diff_op(what, env);
     if (std::holds_alternative<llb::build_op>(what.what)) throw error{errc::unsupported, "a build op (LLB inside LLB) is not supported yet"};

@@ -9,6 +9,7 @@ module;
 #include <cstddef>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -23,9 +24,13 @@ import :internal;
 namespace cobuild::snapshot {
 namespace {
 
+/// The kernel refuses a directory given twice. Where one layer stands twice in a chain (steps that changed nothing, in an image
+/// or an imported cache, are one and the same empty layer), what it says below it says again above.
 std::vector<std::string> names_top_first(const chain& c) {
     std::vector<std::string> out;
-    for (auto i = c.layers.rbegin(); i != c.layers.rend(); ++i) out.push_back(cat(i->value, "/fs"));
+    std::set<layer_id> seen;
+    for (auto i = c.layers.rbegin(); i != c.layers.rend(); ++i)
+        if (seen.insert(*i).second) out.push_back(cat(i->value, "/fs"));
     return out;
 }
 

@@ -44,6 +44,7 @@ void build::load_graph() {
         same[i] = first.try_emplace(v.id, i).first->second;
         auto& n = nodes_[i];
         n.v = &v;
+        n.elsewhere.resize(options_.caches.size());
         n.inputs.reserve(v.inputs.size());
         for (const auto in : v.inputs) n.inputs.push_back(resolve(in, i));
     }
@@ -116,6 +117,7 @@ async::task<void> build::run() {
     co_await async::no_cancel;
     for (const auto& f : ending_) co_await f->ended.wait();
     if (leftover && cobuild::describe(leftover).kind() != errc::canceled) std::rethrow_exception(leftover);
+    if (options_.report) report();
 }
 
 std::vector<result> build::results() const {
@@ -175,6 +177,9 @@ void build::step(std::size_t i) {
             if (n.record) {
                 move(i, vertex_state::loading);
                 group_.spawn(load(i));
+            } else if (found_elsewhere(n)) {
+                move(i, vertex_state::loading);
+                group_.spawn(load_elsewhere(i));
             } else {
                 collect(i);
             }
@@ -202,7 +207,8 @@ void build::block(std::size_t i) {
         auto& n = nodes_[at];
         if (std::exchange(n.blocked, true)) continue;
         for (const auto in : n.inputs)
-            if (const auto& below = nodes_[in.vertex]; below.state == vertex_state::keyed && !below.record) want(in.vertex);
+            if (const auto& below = nodes_[in.vertex]; below.state == vertex_state::keyed && !below.record && !known_elsewhere(below))
+                want(in.vertex);
         for (const auto u : n.users)
             if (!nodes_[u.node].has_key) todo.push_back(u.node);
     }
@@ -210,6 +216,7 @@ void build::block(std::size_t i) {
 
 /// Found nowhere, by a key that is known.
 void build::settled(std::size_t i) {
+    if (known_elsewhere(nodes_[i])) return;
     for (const auto u : nodes_[i].users)
         if (nodes_[u.node].blocked) return want(i);
 }
@@ -218,6 +225,7 @@ void build::key_known(std::size_t i, key k) {
     auto& n = nodes_[i];
     if (std::exchange(n.has_key, true)) return;
     n.canonical = k;
+    settle_elsewhere(i);
     for (const auto u : n.users) {
         auto& above = nodes_[u.node];
         if (above.state != vertex_state::unused && above.state != vertex_state::describing && above.state != vertex_state::waiting_keys) continue;

@@ -168,8 +168,16 @@ private:
 // ---------------------------------------------------------------- builds
 
 struct user {
-    std::size_t node;
-    std::size_t slot;  ///< which of its inputs
+    std::size_t node, slot;  ///< and which of its inputs
+};
+
+/// A node as one of the build's remote caches sees it.
+struct view_elsewhere {
+    std::vector<key> fast;
+    std::optional<key> content;
+    key canonical;  ///< with node::has_key
+    std::optional<remote_cache::found> found;
+    bool failed = false;  ///< it could not be loaded from there
 };
 
 struct node {
@@ -193,6 +201,7 @@ struct node {
     std::optional<key> content;
     key canonical;
     std::optional<key> fresh_key;
+    std::vector<view_elsewhere> elsewhere;  ///< one for each of the build's caches, in their order
     std::optional<cache::record> record;
     std::optional<cache::record> dead;
     std::vector<result> outputs;
@@ -234,6 +243,14 @@ private:
     void settle(std::size_t i);
     void key_known(std::size_t i, key k);
     async::task<void> load(std::size_t i);
+    void look_elsewhere(std::size_t i);
+    void settle_elsewhere(std::size_t i);
+    [[nodiscard]] static bool known_elsewhere(const node& n);
+    [[nodiscard]] std::optional<std::size_t> found_elsewhere(const node& n) const;
+    async::task<void> load_elsewhere(std::size_t i);
+    async::task<std::vector<result>> try_elsewhere(std::size_t i, std::size_t cache);
+    async::task<void> remember(std::size_t i, std::vector<result> outputs);
+    void report() const;
     void collect(std::size_t i);
     void take_off(std::size_t i);
     void finish(std::size_t i, std::vector<result> outputs);
@@ -242,7 +259,8 @@ private:
     void settled(std::size_t i);
     void abandon(std::size_t i, const error& cause);
 
-    [[nodiscard]] std::vector<key_part> parts(std::size_t i, bool with_content) const;
+    /// As they count here, or in one of the caches elsewhere.
+    [[nodiscard]] std::vector<key_part> parts(std::size_t i, bool with_content, std::optional<std::size_t> cache = {}) const;
     [[nodiscard]] input_info input(const node& n, std::size_t slot) const;
     [[nodiscard]] context context_of(std::size_t i) const;
     /// After a task of node `i`: does what follows, or fails the build when either has failed; then everything that can go on.

@@ -18,7 +18,7 @@ input_info build::input(const node& n, std::size_t slot) const { return slot < n
 
 context build::context_of(std::size_t i) const { return {progress::writer(sink_, nodes_[i].progress.about()), cancel_.token()}; }
 
-std::vector<key_part> build::parts(std::size_t i, bool with_content) const {
+std::vector<key_part> build::parts(std::size_t i, bool with_content, std::optional<std::size_t> cache) const {
     const auto& n = nodes_[i];
     std::vector<key_part> out;
     out.reserve(n.inputs.size());
@@ -28,7 +28,9 @@ std::vector<key_part> build::parts(std::size_t i, bool with_content) const {
             continue;
         }
         const auto in = n.inputs[slot];
-        out.push_back({.from = nodes_[in.vertex].canonical, .output = in.output, .selector = input(n, slot).selector});
+        const auto& below = nodes_[in.vertex];
+        out.push_back(
+            {.from = cache ? below.elsewhere.at(*cache).canonical : below.canonical, .output = in.output, .selector = input(n, slot).selector});
     }
     return out;
 }
@@ -78,6 +80,7 @@ void build::compute_fast(std::size_t i) {
         n.fresh_key = fresh_key(n.fast.front());
         if (options_.runs) options_.runs->fresh.emplace(n.fast.front().value, n.fresh_key->value);
     }
+    look_elsewhere(i);
     look_up(i, n.fast, false);
 }
 
@@ -107,6 +110,10 @@ async::task<void> build::look_up_stored(std::size_t i, std::vector<key> keys, bo
 
 void build::looked_up(std::size_t i, std::optional<cache::record> found, bool by_content) {
     auto& n = nodes_[i];
+    if (!found && found_elsewhere(n)) {
+        n.progress.cached();
+        return settle(i);
+    }
     if (!found) return by_content ? settle(i) : after_fast_miss(i);
     for (const auto& k : n.fast)
         if (!k.ephemeral) engine_->index->link(k.value, found->canonical);
@@ -120,6 +127,8 @@ void build::looked_up(std::size_t i, std::optional<cache::record> found, bool by
 
 void build::after_fast_miss(std::size_t i) {
     auto& n = nodes_[i];
+    // Elsewhere its key led on to what stands above: nothing has to run to learn another one.
+    if (known_elsewhere(n)) return settle(i);
     std::size_t missing = 0;
     bool any = false;
     for (std::size_t slot = 0; slot < n.inputs.size(); ++slot) {
@@ -163,6 +172,7 @@ void build::hashed(std::size_t i) {
     if (any) n.content = content_key(n.info.op_digest, n.info.ephemeral, parts(i, true));
     std::vector<key> keys;
     if (n.content) keys.push_back(*n.content);
+    look_elsewhere(i);
     look_up(i, std::move(keys), true);
 }
 
@@ -170,10 +180,12 @@ void build::hashed(std::size_t i) {
 void build::settle(std::size_t i) {
     auto& n = nodes_[i];
     bool late = false;
-    for (const auto& in : n.info.inputs) late |= in.late;
+    const bool known = known_elsewhere(n);
+    for (const auto& in : n.info.inputs) late |= in.late && !known;
     // What it reads of an input that means nothing elsewhere is not known before it ran: then only the run can tell its key.
     for (std::size_t slot = 0; slot < n.inputs.size(); ++slot)
-        late |= input(n, slot).content_of && !(slot < n.contents.size() && n.contents[slot]) && nodes_[n.inputs[slot].vertex].canonical.ephemeral;
+        late |= !known && input(n, slot).content_of && !(slot < n.contents.size() && n.contents[slot]) &&
+                nodes_[n.inputs[slot].vertex].canonical.ephemeral;
     if (late) {
         n.wanted = true;
         block(i);
@@ -181,6 +193,8 @@ void build::settle(std::size_t i) {
     }
     move(i, vertex_state::keyed);
     key k = n.fast.front();
+    // What it read is known, so others can find what it came to.
+    if (n.fresh && n.content && !n.content->ephemeral) n.fresh_key->ephemeral = false;
     if (n.fresh)
         k = *n.fresh_key;
     else if (k.ephemeral && n.content && !n.content->ephemeral)
@@ -221,7 +235,10 @@ async::task<void> build::load(std::size_t i) {
     go_on(i, nullptr, [&] {
         if (dead) {
             n.dead = std::exchange(n.record, std::nullopt);
-            collect(i);
+            if (found_elsewhere(n))
+                group_.spawn(load_elsewhere(i));
+            else
+                collect(i);
         } else {
             finish(i, std::move(outputs));
         }
@@ -304,6 +321,14 @@ void build::landed(std::size_t i, const flight& f, const outcome& out) {
             move(i, vertex_state::waiting_inputs);
             push(i);
             return;
+        }
+        // Only the run could tell what it read: those above may be found elsewhere by that.
+        if (!n.has_key && f.parts.size() == n.inputs.size()) {
+            n.contents.resize(n.inputs.size());
+            for (std::size_t slot = 0; slot < f.parts.size(); ++slot)
+                if (f.parts[slot].content) n.contents[slot] = f.parts[slot].from.value;
+            if (f.content) n.content = content_key(n.info.op_digest, n.info.ephemeral, parts(i, true));
+            look_elsewhere(i);
         }
         key_known(i, out.canonical);
         n.progress.completed();

@@ -358,6 +358,11 @@ async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index
     snapshot::pulled_info info{.diff_id = diff_id, .description = cat("pulled from ", image.reference.str())};
     info.blob = {
         .variant = std::string(pulled_variant), .blob = layer.digest, .size = layer.size, .media_type = layer.media_type, .diff_id = diff_id};
+    if (index < image.origins.size()) {
+        const auto& origin = image.origins[index];
+        if (!origin.variant.empty()) info.blob->variant = origin.variant;
+        info.blob->annotations = origin.annotations;
+    }
     if (!made->applied.self_contained()) {
         co_await finish(*made, target->fd(), what, index);
         info.chain_id = chain_id;

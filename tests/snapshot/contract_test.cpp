@@ -109,6 +109,20 @@ BOTH(what_is_not_committed_goes_away) {
     BOOST_TEST((co_await s->du()).empty());
 }
 
+// Steps that changed nothing are one empty layer, and a chain may have a layer with content twice as well (O-CA-08).
+BOTH(a_layer_may_stand_twice_in_a_chain) {
+    const auto a = co_await add(*s, {}, [](int root) { put(root, "a", "below"); });
+    const auto b = co_await add(*s, {{a.id}}, [](int root) { put(root, "a", "above"); });
+    const chain twice{{a.id, b.id, a.id}};
+    const auto view = co_await s->view(twice);
+    BOOST_TEST(get(view.fd(), "a") == "below");
+    const auto same = co_await s->view({{a.id, a.id}});
+    BOOST_TEST(get(same.fd(), "a") == "below");
+    auto w = co_await s->begin(twice);
+    const auto m = co_await w.mount();
+    BOOST_TEST(get(m.get(), "a") == "below");
+}
+
 BOTH(a_writable_may_be_mounted_again) {
     const auto a = co_await add(*s, {}, [](int root) { put(root, "a", "a"); });
     auto w = co_await s->begin({{a.id}});
