@@ -210,7 +210,7 @@ async::task<source::resolved_image> build_gateway::resolve(gateway::resolve_requ
         auto ref = oci::reference::parse(request.reference);
         if (const auto known = known_.find(ref.str()); known != known_.end()) ref = ref.with_digest(known->second);
         auto found = co_await parts_.images->resolve(ref, platform, how_, shown, who_);
-        if (oci::is_index(found.target.media_type)) known_.emplace(request.reference, found.target.digest);
+        known_.emplace(request.reference, found.target.digest);
         co_return found;
     }
     const auto name = oci::reference::parse(cat("oci-layout.invalid/", request.reference.substr(scheme.size())));

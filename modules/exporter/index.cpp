@@ -144,10 +144,6 @@ void write_index(content::store& content, exported& out, const image_options& op
     if (options.oci_types && !created.empty()) out.layout_annotations["org.opencontainers.image.created"] = created;
 }
 
-async::task<void> write_one(stores s, input in, image_options options, progress::writer progress, image* out) {
-    *out = co_await write_image(s, std::move(in), std::move(options), std::move(progress));
-}
-
 }  // namespace
 
 async::task<exported> write_images(stores s, std::vector<input> in, bool map, std::vector<std::string> names, image_options options,
@@ -160,10 +156,8 @@ async::task<exported> write_images(stores s, std::vector<input> in, bool map, st
     for (const auto& i : in) index = !attested.emplace_back(wanted(i, options)).empty() || index;
     check_annotations(options, index);
     exported out;
-    out.images.resize(in.size());
-    std::vector<async::task<void>> work;
-    for (std::size_t i = 0; i < in.size(); ++i) work.push_back(write_one(s, in[i], options, progress, &out.images[i]));
-    co_await async::when_all(std::move(work));
+    // One after the other, each with every core: a layer that two platforms share is then made once, and has one time.
+    for (const auto& i : in) out.images.push_back(co_await write_image(s, i, options, progress));
     if (!index) co_return as_exported(std::move(out.images.front()));
     for (std::size_t i = 0; i < in.size(); ++i) {
         out.keep += out.images[i].keep;

@@ -68,6 +68,16 @@ WORLD_CASE(one_image_a_platform) {
     BOOST_TEST((bare.top.digest == out.images[0].manifest.digest));
 }
 
+WORLD_CASE(a_layer_that_platforms_share_is_made_once) {
+    const auto root = co_await w.layer({}, [](const stdfs::path& p) { write_file(p / "same", "same"); });
+    std::vector<exporter::input> in{for_platform(root, "linux/amd64"), for_platform(root, "linux/arm64")};
+    const auto first = co_await exporter::write_images(w.stores(), in, true, {}, {}, {});
+    BOOST_TEST(first.size == first.images[0].size);
+    BOOST_TEST(first.images[0].created == first.images[1].created);
+    BOOST_TEST((co_await w.snapshots->blobs(root.layers[0])).size() == 1U);
+    BOOST_TEST(((co_await exporter::write_images(w.stores(), in, true, {}, {}, {})).top.digest == first.top.digest));
+}
+
 // Reference 8.8; O-EX-07: a look-up by platform never finds the attestation.
 WORLD_CASE(attestations_stand_behind_the_images) {
     auto in = co_await two_platforms(w);
