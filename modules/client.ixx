@@ -178,7 +178,7 @@ struct build_request {
     std::string source_policy;  ///< JSON of a source policy, or empty
     bool internal = false;      ///< not kept in the history
     bool proxy_network = false;
-    bool direct = false;        ///< by Control.Solve alone, not the gateway way
+    bool direct = false;  ///< by Control.Solve alone, not the gateway way
     session_options lends;
 };
 struct build_result {

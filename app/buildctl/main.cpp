@@ -66,6 +66,10 @@ error reached(const globals& g, error e) {
     if (e.kind() != errc::unavailable || what.find("failed to connect to all addresses") == std::string_view::npos) return e;
     auto reason = what.substr(what.find(marker) == std::string_view::npos ? 0 : what.find(marker) + marker.size());
     if (const auto last = reason.rfind(": "); last != std::string_view::npos) reason = reason.substr(last + 2);
+    if (reason.starts_with("Endpoint read failed") || reason.starts_with("Socket closed"))
+        return error{errc::unavailable,
+                     cat("cannot connect to the daemon at ", g.address,
+                         ": it closed the connection; does it want TLS and a client certificate? (--tlscacert, --tlscert, --tlskey)")};
     return error{errc::unavailable, cat("cannot connect to the daemon at ", g.address, ": ", reason, "; is it running? (--addr or BUILDKIT_HOST)")};
 }
 

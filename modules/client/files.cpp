@@ -3,15 +3,14 @@ module;
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <charconv>
 #include <cstdint>
-#include <deque>
 #include <exception>
 #include <filesystem>
 #include <functional>
 #include <memory>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -25,6 +24,7 @@ module cobuild.client;
 
 import cobuild.base;
 import cobuild.async;
+import cobuild.filesync;
 import cobuild.fs;
 import cobuild.rpc;
 import :internal;
@@ -32,9 +32,6 @@ import :internal;
 namespace cobuild::client {
 
 namespace {
-
-constexpr std::pair<std::uint32_t, std::uint32_t> go_bits[] = {{S_ISUID, 1U << 23}, {S_ISGID, 1U << 22}, {S_ISVTX, 1U << 20}};
-constexpr std::uint32_t go_dir = 1U << 31, go_link = 1U << 27, go_device = 1U << 26, go_pipe = 1U << 25, go_socket = 1U << 24, go_char = 1U << 21;
 
 std::string unescape(std::string_view text) {
     std::string out;
@@ -51,20 +48,15 @@ std::string unescape(std::string_view text) {
     return out;
 }
 
-/// What is still to be walked: a directory without links in it, and the components after it.
-struct way {
-    std::string at;
-    std::deque<std::string> rest;
+class packets final : public filesync::packet_stream {
+public:
+    explicit packets(call_ptr c) : call_(std::move(c)) {}
+    async::task<std::optional<std::string>> read() override { return call_->read(); }
+    async::task<void> write(std::string message) override { return call_->write(std::move(message)); }
+
+private:
+    call_ptr call_;
 };
-
-std::deque<std::string> components(std::string_view path) {
-    std::deque<std::string> out;
-    for (const auto c : split(path, '/'))
-        if (!c.empty() && c != ".") out.emplace_back(c);
-    return out;
-}
-
-std::string joined(const std::string& dir, std::string_view name) { return dir.empty() ? std::string(name) : cat(dir, "/", name); }
 
 /// The file of an output, made when the first bytes come, so a build that fails leaves an older one alone.
 unique_fd open_target(const target& t) {
@@ -80,33 +72,6 @@ unique_fd open_target(const target& t) {
 
 }  // namespace
 
-std::uint32_t to_go_mode(std::uint32_t m) noexcept {
-    std::uint32_t out = m & 0777;
-    for (const auto [ours, theirs] : go_bits)
-        if ((m & ours) != 0) out |= theirs;
-    switch (m & S_IFMT) {
-        case S_IFDIR: return out | go_dir;
-        case S_IFLNK: return out | go_link;
-        case S_IFBLK: return out | go_device;
-        case S_IFCHR: return out | go_device | go_char;
-        case S_IFIFO: return out | go_pipe;
-        case S_IFSOCK: return out | go_socket;
-        default: return out;
-    }
-}
-
-std::uint32_t from_go_mode(std::uint32_t m) noexcept {
-    std::uint32_t out = m & 0777;
-    for (const auto [ours, theirs] : go_bits)
-        if ((m & theirs) != 0) out |= ours;
-    if ((m & go_dir) != 0) return out | S_IFDIR;
-    if ((m & go_link) != 0) return out | S_IFLNK;
-    if ((m & go_device) != 0) return out | ((m & go_char) != 0 ? S_IFCHR : S_IFBLK);
-    if ((m & go_pipe) != 0) return out | S_IFIFO;
-    if ((m & go_socket) != 0) return out | S_IFSOCK;
-    return out | S_IFREG;
-}
-
 std::vector<std::string> header_values(const rpc::metadata& m, const std::string& key) {
     auto out = rpc::values(m, key);
     if (rpc::value(m, key + "-encoded") == "1")
@@ -114,58 +79,38 @@ std::vector<std::string> header_values(const rpc::metadata& m, const std::string
     return out;
 }
 
-std::vector<std::string> follow_links(const fs::root& tree, const std::vector<std::string>& paths) {
-    std::set<std::string> found;
-    std::deque<way> open;
-    for (const auto& p : paths) open.push_back({"", components(fs::clean_path(cat("/", p)))});
-    std::size_t steps = 0;
-    while (!open.empty()) {
-        auto w = std::move(open.front());
-        open.pop_front();
-        if (++steps > 100'000) throw error{errc::invalid, "the paths of the build lead through too many links"};
-        if (w.rest.empty()) {
-            found.insert(w.at);
-            continue;
-        }
-        const auto name = w.rest.front();
-        w.rest.pop_front();
-        if (name == "..") {
-            const auto slash = w.at.rfind('/');
-            w.at = slash == std::string::npos ? std::string() : w.at.substr(0, slash);
-            open.push_back(std::move(w));
-            continue;
-        }
-        // A file that is named like a pattern is taken by its name, else it would expand to itself for ever.
-        if (fs::has_wildcard(name) && !tree.stat(joined(w.at, name))) {
-            const auto here = tree.stat(w.at);
-            if (!here || !here->is_dir()) continue;
-            for (const auto& each : tree.list(w.at)) {
-                if (!fs::wildcard_match(name, each)) continue;
-                auto next = w;
-                next.rest.push_front(each);
-                open.push_back(std::move(next));
-            }
-            // The pattern itself stays: what does not need following is matched by it.
-            std::string all = joined(w.at, name);
-            for (const auto& r : w.rest) all = joined(all, r);
-            found.insert(all);
-            continue;
-        }
-        const auto path = joined(w.at, name);
-        const auto info = tree.stat(path);
-        if (info && info->is_link()) {
-            if (!found.insert(path).second && w.rest.empty()) continue;
-            const auto target = tree.read_link(path);
-            way next{target.starts_with('/') ? std::string() : w.at, components(target)};
-            next.rest.insert(next.rest.end(), w.rest.begin(), w.rest.end());
-            if (next.rest.size() < 512) open.push_back(std::move(next));
-            continue;
-        }
-        w.at = path;
-        open.push_back(std::move(w));
-    }
-    return {found.begin(), found.end()};
+namespace {
+
+/// Owners are the builder's own matter: what is copied into an image belongs to root unless the build says else.
+bool owned_by_root(filesync::file_stat& st) {
+    st.uid = st.gid = 0;
+    return true;
 }
+
+bool owned_by_us(filesync::file_stat& st) {
+    st.uid = ::getuid();
+    st.gid = ::getgid();
+    return true;
+}
+
+/// The directory, made where it is missing: private, as BuildKit's client makes it.
+std::shared_ptr<const fs::root> open_directory(const std::filesystem::path& dir) {
+    if (dir.has_parent_path()) std::filesystem::create_directories(dir.parent_path());
+    if (::mkdir(dir.c_str(), 0700) != 0 && errno != EEXIST) throw_errno(cat("making the directory ", dir.string()));
+    return std::make_shared<const fs::root>(dir.string());
+}
+
+async::task<void> take_tree(async::blocking_pool& pool, target t, call_ptr c) {
+    auto root = co_await pool.run([t] { return open_directory(t.directory); });
+    filesync::receive_options how;
+    how.how = t.mirror ? filesync::into::mirror : filesync::into::copy;
+    // A file of a user's may look like the result's and not be it.
+    how.compare = filesync::differ::none;
+    how.map = owned_by_us;
+    co_await filesync::receive(std::make_shared<packets>(c), pool, std::move(root), std::move(how));
+}
+
+}  // namespace
 
 async::task<rpc::status> serve_directory(lent what, async::blocking_pool& pool, call_ptr c) {
     const auto& m = c->request();
@@ -174,8 +119,14 @@ async::task<rpc::status> serve_directory(lent what, async::blocking_pool& pool, 
     if (found == what->directories.end())
         throw error{errc::not_found,
                     cat("no access allowed to dir ", quoted(name.empty() ? "" : name.front()), ": this build lends none of that name")};
-    tree_filter filter{header_values(m, "include-patterns"), header_values(m, "exclude-patterns"), header_values(m, "followpaths")};
-    co_await send_tree(pool, found->second, std::move(filter), c);
+    std::vector<filesync::tree> trees(1);
+    trees[0].root = co_await pool.run([dir = found->second.string()] { return std::make_shared<const fs::root>(dir); });
+    trees[0].include = header_values(m, "include-patterns");
+    trees[0].exclude = header_values(m, "exclude-patterns");
+    trees[0].follow = header_values(m, "followpaths");
+    filesync::send_options how;
+    how.map = owned_by_root;
+    co_await filesync::send(std::make_shared<packets>(c), pool, std::move(trees), std::move(how));
     co_return rpc::status{};
 }
 
@@ -189,7 +140,7 @@ async::task<rpc::status> serve_target(lent what, async::blocking_pool& pool, cal
     if (!t.directory.empty()) {
         if (t.mirror && rpc::value(c->request(), "buildkit-exporter-multi-platform") != "1")
             throw error{errc::unsupported, "the local exporter's mode=delete needs a daemon that sends all platforms at once; this one does not"};
-        co_await receive_tree(pool, t.directory, t.mirror, c);
+        co_await take_tree(pool, t, c);
         co_return rpc::status{};
     }
     const auto fd = std::make_shared<unique_fd>(co_await pool.run([t] { return open_target(t); }));

@@ -17,7 +17,6 @@ module cobuild.client:internal;
 
 import cobuild.base;
 import cobuild.async;
-import cobuild.fs;
 import cobuild.rpc;
 import cobuild.progress;
 import cobuild.client;
@@ -72,21 +71,7 @@ async::task<rpc::status> serve_blob(lent what, async::blocking_pool& pool, call_
 async::task<rpc::status> serve_directory(lent what, async::blocking_pool& pool, call_ptr c);
 async::task<rpc::status> serve_target(lent what, async::blocking_pool& pool, call_ptr c);
 
-struct tree_filter {
-    std::vector<std::string> include, exclude, follow;
-};
-/// Sends the tree at `dir` as fsutil packets, owners as root, until the receiver has what it asked for.
-async::task<void> send_tree(async::blocking_pool& pool, std::filesystem::path dir, tree_filter filter, call_ptr c);
-/// Writes the tree that the peer sends into `dir`, which is made where it is missing. Nothing outside is touched.
-async::task<void> receive_tree(async::blocking_pool& pool, std::filesystem::path dir, bool mirror, call_ptr c);
-
-/// Go's file mode bits and the kernel's.
-std::uint32_t to_go_mode(std::uint32_t st_mode) noexcept;
-std::uint32_t from_go_mode(std::uint32_t go_mode) noexcept;
 /// The values of a header that may be there in its encoded form ("<key>-encoded: 1", query escapes).
 std::vector<std::string> header_values(const rpc::metadata& m, const std::string& key);
-/// What of a tree is to be included so that these paths, and the links on the way to them, are there.
-/// "" stands for everything.
-std::vector<std::string> follow_links(const fs::root& tree, const std::vector<std::string>& paths);
 
 }  // namespace cobuild::client
