@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "terminal.hpp"
+
 import cobuild.base;
 import cobuild.async;
 import cobuild.config;
@@ -20,11 +22,6 @@ class App;
 
 namespace cobuild::app {
 
-/// Exit codes, by the kind of error; docs/errors.md lists them.
-int exit_code_for(const error& e);
-/// "error: <sentence>" on stderr, with the place in the user's file where there is one.
-void print_error(const error& e);
-
 /// Flags that every command which opens the engine takes: --config, --root, --debug and buildkitd's worker flags.
 struct engine_flags {
     std::string config_file;
@@ -33,33 +30,6 @@ struct engine_flags {
     /// Reads the configuration, sets up the log, prints warnings. Throws for a bad file or flag.
     [[nodiscard]] config::configuration load() const;
 };
-
-/// Where log lines go from now on, in the level and form of the configuration.
-void log_to(int fd);
-
-/// Turns Ctrl-C, TERM and HUP into a cancellation; a second signal kills running steps at once and ends the program.
-/// One per process, made before any other thread.
-class interrupt {
-public:
-    interrupt();
-    ~interrupt();
-    interrupt(const interrupt&) = delete;
-    interrupt& operator=(const interrupt&) = delete;
-    [[nodiscard]] async::cancel_token token() const;
-    /// The signal that came, 0 when none.
-    [[nodiscard]] int signal() const;
-
-private:
-    struct state;
-    std::unique_ptr<state> state_;
-};
-
-/// How progress is shown; "auto" is tty on a terminal, else plain. Throws errc::invalid for another name.
-struct progress_display : progress::sink {
-    /// Prints what is still to be printed, failed steps' last lines included.
-    virtual void finish() = 0;
-};
-std::shared_ptr<progress_display> make_display(const std::string& mode, const std::string& title);
 
 /// What --check, --call and --print-llb ask for; nothing when it is a build. Throws errc::invalid for an unknown method.
 struct build_call {

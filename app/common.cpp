@@ -1,18 +1,9 @@
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <sys/signalfd.h>
-#include <unistd.h>
-
-#include <array>
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
-#include <thread>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -28,23 +19,6 @@ import cobuild.config;
 import cobuild.build;
 
 namespace cobuild::app {
-
-int exit_code_for(const error& e) {
-    switch (e.kind()) {
-        case errc::invalid:
-        case errc::unsupported: return 2;
-        case errc::canceled: return 130;
-        case errc::internal: return 70;
-        default: return 1;
-    }
-}
-
-void print_error(const error& e) {
-    std::string place;
-    if (e.where()) place = e.where()->line != 0 ? cat(e.where()->file, ":", e.where()->line, ": ") : cat(e.where()->file, ": ");
-    const std::string_view what = e.what();
-    std::cerr << "error: " << (what.starts_with(place) ? "" : place) << what << "\n";
-}
 
 // ---------------------------------------------------------------- engine flags
 
@@ -87,75 +61,14 @@ void engine_flags::add_to(CLI::App& command) {
         ->group("Engine");
 }
 
-namespace {
-log_options configured_log;
-}
-
-void log_to(int fd) {
-    auto options = configured_log;
-    options.fd = fd;
-    configure_log(std::move(options));
-}
-
 config::configuration engine_flags::load() const {
     const bool named = !config_file.empty();
     auto loaded = config::load(named ? std::filesystem::path(config_file) : config::default_path(), named, overrides);
     auto& c = loaded.config;
-    configured_log = {.level = c.log.level.value_or(log_level::warning), .format = c.log.format};
-    configure_log(configured_log);
+    set_log({.level = c.log.level.value_or(log_level::warning), .format = c.log.format});
     for (const auto& w : loaded.warnings) std::cerr << config::to_string(w) << "\n";
     return std::move(c);
 }
-
-// ---------------------------------------------------------------- interrupt
-
-struct interrupt::state {
-    async::cancel_source source;
-    std::atomic<int> signal{0};
-    unique_fd signals;
-    unique_fd wake_read, wake_write;
-    std::thread thread;
-
-    void serve() {
-        for (;;) {
-            std::array<pollfd, 2> fds{{{signals.get(), POLLIN, 0}, {wake_read.get(), POLLIN, 0}}};
-            if (::poll(fds.data(), fds.size(), -1) < 0) continue;
-            if (fds[1].revents != 0) return;
-            signalfd_siginfo info{};
-            if (::read(signals.get(), &info, sizeof info) != static_cast<ssize_t>(sizeof info)) continue;
-            const int number = static_cast<int>(info.ssi_signo);
-            int none = 0;
-            if (!signal.compare_exchange_strong(none, number)) {
-                // Steps run below a process that dies with us, so leaving at once leaves nothing running.
-                static constexpr std::string_view bye = "\nkilled\n";
-                [[maybe_unused]] const auto n = ::write(2, bye.data(), bye.size());
-                ::_exit(128 + number);
-            }
-            source.cancel(error{errc::canceled, number == SIGINT ? "interrupted (Ctrl-C)" : cat("stopped by signal ", number)});
-        }
-    }
-};
-
-interrupt::interrupt() : state_(std::make_unique<state>()) {
-    sigset_t set;
-    ::sigemptyset(&set);
-    for (const int s : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, s);
-    ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
-    state_->signals.reset(::signalfd(-1, &set, SFD_CLOEXEC));
-    std::array<int, 2> wake{};
-    if (!state_->signals || ::pipe2(wake.data(), O_CLOEXEC) != 0) throw_errno("preparing signals");
-    state_->wake_read.reset(wake[0]);
-    state_->wake_write.reset(wake[1]);
-    state_->thread = std::thread([s = state_.get()] { s->serve(); });
-}
-
-interrupt::~interrupt() {
-    state_->wake_write.reset();
-    state_->thread.join();
-}
-
-async::cancel_token interrupt::token() const { return state_->source.token(); }
-int interrupt::signal() const { return state_->signal; }
 
 // ---------------------------------------------------------------- engine
 

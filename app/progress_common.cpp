@@ -9,7 +9,7 @@
 #include <iostream>
 #include <variant>
 
-#include "cli.hpp"
+#include "terminal.hpp"
 
 namespace cobuild::app {
 
@@ -120,7 +120,7 @@ std::shared_ptr<progress_display> make_display(const std::string& asked, const s
     if (mode == "auto") mode = ::isatty(2) != 0 ? "tty" : "plain";
     if (mode == "plain") return make_plain(title);
     if (mode == "tty") return make_tty(title);
-    if (mode == "rawjson") return make_rawjson();
+    if (mode == "rawjson") return make_rawjson(std::cerr);
     if (mode == "quiet" || mode == "none") return make_quiet();
     throw error{errc::invalid, cat("--progress: unknown form ", quoted(mode), " (auto, plain, tty, quiet and rawjson are known)")};
 }

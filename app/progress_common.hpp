@@ -6,6 +6,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <ostream>
 #include <string>
 #include <vector>
 
@@ -53,7 +54,7 @@ std::string printable(std::string_view text);
 struct progress_display;
 std::shared_ptr<progress_display> make_plain(std::string title);
 std::shared_ptr<progress_display> make_tty(std::string title);
-std::shared_ptr<progress_display> make_rawjson();
+std::shared_ptr<progress_display> make_rawjson(std::ostream& out);
 std::shared_ptr<progress_display> make_quiet();
 
 }  // namespace cobuild::app

@@ -8,8 +8,8 @@
 #include <utility>
 #include <variant>
 
-#include "cli.hpp"
 #include "progress_common.hpp"
+#include "terminal.hpp"
 
 namespace cobuild::app {
 
@@ -137,7 +137,7 @@ private:
             std::cerr << text;
             text.clear();
             leave();
-            text += "\n";
+            if (shown_ != nullptr || !title_.empty()) text += "\n";
             if (v.number != 0) text += cat("#", v.number, " ", printable(v.state.name), "\n");
             since_ = clock::now();
         }

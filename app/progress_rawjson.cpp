@@ -3,8 +3,8 @@
 #include <iostream>
 #include <variant>
 
-#include "cli.hpp"
 #include "progress_common.hpp"
+#include "terminal.hpp"
 
 import cobuild.json;
 
@@ -77,19 +77,23 @@ json::value to_json(const progress::warning& w) {
 
 class rawjson_display final : public progress_display {
 public:
+    explicit rawjson_display(std::ostream& out) : out_(out) {}
     void on_event(const progress::event& e) override {
         static constexpr const char* keys[] = {"vertexes", "statuses", "logs", "warnings"};
         json::array items;
         std::visit([&](const auto& what) { items.push_back(to_json(what)); }, e);
         json::object o;
         o.set(keys[e.index()], json::value(std::move(items)));
-        std::cerr << json::serialize(json::value(std::move(o))) + "\n";
+        out_ << json::serialize(json::value(std::move(o))) + "\n";
     }
-    void finish() override { std::cerr << std::flush; }
+    void finish() override { out_ << std::flush; }
+
+private:
+    std::ostream& out_;
 };
 
 }  // namespace
 
-std::shared_ptr<progress_display> make_rawjson() { return std::make_shared<rawjson_display>(); }
+std::shared_ptr<progress_display> make_rawjson(std::ostream& out) { return std::make_shared<rawjson_display>(out); }
 
 }  // namespace cobuild::app

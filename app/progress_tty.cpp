@@ -15,8 +15,8 @@
 #include <thread>
 #include <variant>
 
-#include "cli.hpp"
 #include "progress_common.hpp"
+#include "terminal.hpp"
 
 namespace cobuild::app {
 

@@ -134,10 +134,15 @@ private:
     std::shared_ptr<grpc::Channel> channel_;
 };
 
+constexpr int max_headers = 1 << 20;
+
 grpc::ChannelArguments arguments() {
     grpc::ChannelArguments out;
     out.SetMaxReceiveMessageSize(static_cast<int>(max_message));
     out.SetMaxSendMessageSize(static_cast<int>(max_message));
+    // A Go server resets a call whose trailers are over our limit, and BuildKit's errors bring their stack traces along.
+    out.SetInt("grpc.max_metadata_size", max_headers);
+    out.SetInt("grpc.absolute_max_metadata_size", max_headers);
     out.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
     out.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
     return out;

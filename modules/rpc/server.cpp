@@ -164,6 +164,9 @@ server::server(async::executor ex, async::blocking_pool& pool, handler serve, st
     builder.SetMaxReceiveMessageSize(static_cast<int>(max_message));
     builder.SetMaxSendMessageSize(static_cast<int>(max_message));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024);
+    // Patterns of files travel as headers.
+    builder.AddChannelArgument("grpc.max_metadata_size", 1 << 20);
+    builder.AddChannelArgument("grpc.absolute_max_metadata_size", 1 << 20);
     // Go's clients ping as they like, and would be cut off.
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
