@@ -26,6 +26,7 @@ namespace cobuild::app {
 struct engine_flags {
     std::string config_file;
     config::overrides overrides;
+    log_level default_level = log_level::warning;  ///< where neither file nor flag says one
     void add_to(CLI::App& command);
     /// Reads the configuration, sets up the log, prints warnings. Throws for a bad file or flag.
     [[nodiscard]] config::configuration load() const;

@@ -65,7 +65,7 @@ config::configuration engine_flags::load() const {
     const bool named = !config_file.empty();
     auto loaded = config::load(named ? std::filesystem::path(config_file) : config::default_path(), named, overrides);
     auto& c = loaded.config;
-    set_log({.level = c.log.level.value_or(log_level::warning), .format = c.log.format});
+    set_log({.level = c.log.level.value_or(default_level), .format = c.log.format});
     for (const auto& w : loaded.warnings) std::cerr << config::to_string(w) << "\n";
     return std::move(c);
 }

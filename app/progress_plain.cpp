@@ -120,6 +120,11 @@ private:
                 if (auto& p = pending_[active]; !p.lines.empty()) show(*active, p);
             }
         }
+        // Whose turn it is now may have no more to say for long.
+        for (const auto& v : view_.all()) {
+            if (current_ != nullptr) break;
+            if (auto& p = pending_[v.get()]; !p.lines.empty()) show(*v, p);
+        }
     }
 
     void leave() {

@@ -163,10 +163,9 @@ int run(int argc, char** argv) {
         std::cerr << "error: " << (words.empty() ? e.what() : words) << "\n";
         return 2;
     }
-    if (!flags.engine.overrides.log_level && !flags.engine.overrides.debug) {
-        const char* level = std::getenv("BUILDKITD_LOG_LEVEL");
-        flags.engine.overrides.log_level = level != nullptr && *level != '\0' ? level : "info";
-    }
+    flags.engine.default_level = log_level::info;
+    if (const char* level = std::getenv("BUILDKITD_LOG_LEVEL"); level != nullptr && *level != '\0' && !flags.engine.overrides.log_level)
+        flags.engine.overrides.log_level = level;
     build::engine_options options;
     options.settings = flags.engine.load();
     daemon::options o;

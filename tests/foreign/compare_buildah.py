@@ -195,10 +195,12 @@ class Bench:
         ENV["CONTAINERS_REGISTRIES_CONF"] = f"{work}/registries.conf"
         ENV["TMPDIR"] = work
         ENV["BUILDAH_ISOLATION"] = "chroot"
-        # Newer buildah raises the number of processes, which a host without CAP_SYS_RESOURCE refuses.
-        limits = ", ".join('"%s=%d:%d"' % (n, *resource.getrlimit(r)) for n, r in (("nproc", resource.RLIMIT_NPROC), ("nofile", resource.RLIMIT_NOFILE)))
-        write(f"{work}/containers.conf", f"[containers]\ndefault_ulimits = [{limits}]\n")
-        ENV["CONTAINERS_CONF"] = f"{work}/containers.conf"
+        # Newer buildah raises the number of processes, which a host without CAP_SYS_RESOURCE refuses; old ones leave limits alone.
+        version = subprocess.run(["buildah", "--version"], capture_output=True, text=True).stdout.split()[2]
+        if tuple(int(n) for n in version.split(".")[:2]) >= (1, 30):
+            limits = ", ".join('"%s=%d:%d"' % (n, *resource.getrlimit(r)) for n, r in (("nproc", resource.RLIMIT_NPROC), ("nofile", resource.RLIMIT_NOFILE)))
+            write(f"{work}/containers.conf", f"[containers]\ndefault_ulimits = [{limits}]\n")
+            ENV["CONTAINERS_CONF"] = f"{work}/containers.conf"
         self.buildah = ["buildah", "--root", f"{work}/b", "--runroot", f"{work}/b.run", "--storage-driver", "vfs"]
         self.ctx = f"{work}/ctx"
         make_context(self.ctx)
