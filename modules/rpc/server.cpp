@@ -1,6 +1,8 @@
 module;
 #include <fcntl.h>
+#include <sys/socket.h>
 
+#include <array>
 #include <chrono>
 #include <cstddef>
 #include <functional>
@@ -12,7 +14,13 @@ module;
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/server_posix.h>
 #include <boost/asio/awaitable.hpp>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/generic/stream_protocol.hpp>
+#include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/post.hpp>
+#include <boost/asio/ssl/context.hpp>
+#include <boost/asio/ssl/stream.hpp>
+#include <boost/asio/write.hpp>
 
 #include "grpc.hpp"
 
@@ -146,15 +154,94 @@ struct server::state : std::enable_shared_from_this<server::state> {
         co_await c->finish(std::move(result));
     }
 
+    /// TLS ends here and gRPC gets the plain bytes: its own refuses clients that offer no ALPN, as buildx does with its driver
+    /// "remote".
+    static async::task<void> secure(std::shared_ptr<state> self, unique_fd connection);
+
     async::executor ex;
     async::blocking_pool& pool;
     handler serve;
     service methods;
-    std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor;
+    std::unique_ptr<boost::asio::ssl::context> security;
     std::unique_ptr<grpc::Server> grpc;
+    async::task_group secured{ex, true};
     async::task_group running;
     bool stopped = false;
 };
+
+namespace {
+
+namespace ssl = boost::asio::ssl;
+using plain_socket = boost::asio::local::stream_protocol::socket;
+using secure_stream = ssl::stream<boost::asio::generic::stream_protocol::socket>;
+constexpr auto handshake_limit = std::chrono::seconds{10};
+
+/// h2 where the client offers protocols; one that offers none speaks it as well.
+int choose_h2(SSL*, const unsigned char** out, unsigned char* size, const unsigned char* offered, unsigned length, void*) {
+    static constexpr unsigned char h2[] = {2, 'h', '2'};
+    unsigned char* chosen = nullptr;
+    if (SSL_select_next_proto(&chosen, size, h2, sizeof h2, offered, length) != OPENSSL_NPN_NEGOTIATED) return SSL_TLSEXT_ERR_ALERT_FATAL;
+    *out = chosen;
+    return SSL_TLSEXT_ERR_OK;
+}
+
+std::unique_ptr<ssl::context> make_context(const tls& t) {
+    auto out = std::make_unique<ssl::context>(ssl::context::tls_server);
+    const auto text = [](const std::string& pem) { return boost::asio::buffer(pem); };
+    try {
+        out->set_options(ssl::context::no_tlsv1 | ssl::context::no_tlsv1_1);
+        out->use_certificate_chain(text(t.certificate));
+        out->use_private_key(text(t.key), ssl::context::pem);
+        if (!t.ca.empty()) {
+            out->add_certificate_authority(text(t.ca));
+            out->set_verify_mode(ssl::verify_peer | ssl::verify_fail_if_no_peer_cert);
+        }
+    } catch (const boost::system::system_error& e) {
+        throw error{errc::invalid, cat("the certificate, its key or the clients' authority cannot be used: ", e.code().message())};
+    }
+    ::SSL_CTX_set_alpn_select_cb(out->native_handle(), choose_h2, nullptr);
+    return out;
+}
+
+async::task<void> shake_hands(std::shared_ptr<secure_stream> s) { co_await s->async_handshake(ssl::stream_base::server, async::use_task); }
+
+template<class From, class To>
+async::task<void> pass_on(std::shared_ptr<From> from, std::shared_ptr<To> to) {
+    std::string buffer(std::size_t{64} << 10, '\0');
+    for (;;) {
+        const auto n = co_await from->async_read_some(boost::asio::buffer(buffer), async::use_task);
+        co_await boost::asio::async_write(*to, boost::asio::buffer(buffer.data(), n), async::use_task);
+    }
+}
+
+}  // namespace
+
+async::task<void> server::state::secure(std::shared_ptr<state> self, unique_fd connection) {
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    if (::getsockname(connection.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) co_return;
+    auto stream = std::make_shared<secure_stream>(self->ex, *self->security);
+    stream->lowest_layer().assign(boost::asio::generic::stream_protocol(address.ss_family, 0), connection.get());
+    (void)connection.release();
+    try {
+        co_await async::with_deadline(handshake_limit, "the TLS handshake", shake_hands(stream));
+    } catch (const std::exception& e) {
+        log(log_level::debug, "a TLS handshake failed", {{"error", e.what()}});
+        co_return;
+    }
+    std::array<int, 2> ends{};
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) != 0) co_return;
+    auto plain = std::make_shared<plain_socket>(self->ex, boost::asio::local::stream_protocol(), ends[0]);
+    grpc::AddInsecureChannelFromFd(self->grpc.get(), ends[1]);
+    async::task_group both(self->ex);
+    both.spawn(pass_on(stream, plain));
+    both.spawn(pass_on(plain, stream));
+    try {
+        co_await both.join();
+    } catch (const std::exception&) {
+        // Either side went away.
+    }
+}
 
 server::server(async::executor ex, async::blocking_pool& pool, handler serve, std::optional<tls> security)
     : state_(std::make_shared<state>(std::move(ex), pool, std::move(serve))) {
@@ -171,14 +258,7 @@ server::server(async::executor ex, async::blocking_pool& pool, handler serve, st
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 1000);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, 0);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    if (security) {
-        grpc::SslServerCredentialsOptions options(security->ca.empty() ? GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE
-                                                                       : GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY);
-        options.pem_root_certs = security->ca;
-        options.pem_key_cert_pairs.push_back({security->key, security->certificate});
-        state_->acceptor = builder.experimental().AddExternalConnectionAcceptor(
-            grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD, grpc::SslServerCredentials(options));
-    }
+    if (security) state_->security = make_context(*security);
     state_->grpc = builder.BuildAndStart();
     if (!state_->grpc) throw error{errc::internal, "the gRPC server did not start"};
 }
@@ -188,13 +268,10 @@ server::~server() = default;
 void server::adopt(unique_fd connection) {
     const int flags = ::fcntl(connection.get(), F_GETFL);
     if (flags < 0 || ::fcntl(connection.get(), F_SETFL, flags | O_NONBLOCK) < 0) throw_errno("taking over a connection");
-    if (!state_->acceptor) {
+    if (state_->security)
+        state_->secured.spawn(state::secure(state_, std::move(connection)));
+    else
         grpc::AddInsecureChannelFromFd(state_->grpc.get(), connection.release());
-        return;
-    }
-    grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters p;
-    p.fd = connection.release();
-    state_->acceptor->HandleNewConnection(&p);
 }
 
 async::task<void> server::stop(nanoseconds grace) {
@@ -206,6 +283,12 @@ async::task<void> server::stop(nanoseconds grace) {
         s->grpc->Wait();
     });
     co_await s->running.join();
+    s->secured.cancel();
+    try {
+        co_await s->secured.join();
+    } catch (const std::exception&) {
+        // Connections that were cut.
+    }
 }
 
 std::size_t server::calls() const noexcept { return state_->running.running(); }

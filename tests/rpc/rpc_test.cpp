@@ -1,5 +1,7 @@
 #include "support/support.hpp"
 
+#include "support/certs.hpp"
+
 #include <sys/socket.h>
 
 #include <chrono>
@@ -12,6 +14,8 @@
 #include <utility>
 #include <vector>
 
+#include <boost/asio/ip/tcp.hpp>
+
 import cobuild.base;
 import cobuild.async;
 import cobuild.rpc;
@@ -20,6 +24,7 @@ import cobuild.rpc;
 
 using namespace cobuild;
 using cobuild::test::failure;
+namespace test = cobuild::test;
 
 using namespace std::chrono_literals;
 
@@ -177,4 +182,60 @@ CO_TEST_CASE(garbage_on_a_connection_harms_nobody_else) {
     b.reset();
     BOOST_TEST(co_await p.channel->unary("/test/Unary", "still here") == "still here!");
     co_await p.server.stop(1s);
+}
+
+// ---------------------------------------------------------------- TLS
+
+namespace {
+
+/// Takes connections of a loopback listener to a server; ends when cancelled.
+async::task<void> take_connections(boost::asio::ip::tcp::acceptor& from, rpc::server& to) {
+    for (;;) {
+        auto socket = co_await from.async_accept(async::use_task);
+        to.adopt(unique_fd{socket.release()});
+    }
+}
+
+rpc::tls client_tls(const std::string& ca, const std::string& cert, const std::string& key) {
+    return {.certificate = cert.empty() ? "" : test::read_file(cert),
+            .key = key.empty() ? "" : test::read_file(key),
+            .ca = ca,
+            .server_name = "test.example"};
+}
+
+}  // namespace
+
+CO_TEST_CASE(clients_need_a_certificate_of_the_authority) {
+    const test::scratch_dir dir;
+    const test::authority ca(dir.path(), "ca"), other(dir.path(), "other");
+    const auto server_pair = ca.issue("server", "DNS:test.example"), good = ca.issue("client", "DNS:client"),
+               bad = other.issue("stranger", "DNS:client");
+    const auto ca_text = test::read_file(ca.cert());
+    rpc::server server(rt.get_executor(), rt.pool(), echo,
+                       rpc::tls{test::read_file(server_pair.cert), test::read_file(server_pair.key), ca_text, {}});
+    boost::asio::ip::tcp::acceptor listening(rt.get_executor(), {boost::asio::ip::address_v4::loopback(), 0});
+    async::task_group group(rt.get_executor(), true);
+    group.spawn(take_connections(listening, server));
+    const auto address = cat("tcp://127.0.0.1:", listening.local_endpoint().port());
+    {
+        const auto known = rpc::channel::connect(rt.get_executor(), address, client_tls(ca_text, good.cert, good.key));
+        BOOST_TEST(co_await known->unary("/test/Unary", "hear") == "hear!");
+        BOOST_TEST(co_await known->unary("/test/Unary", std::string(std::size_t{2} << 20, 'x')) == std::string(std::size_t{2} << 20, 'x') + "!");
+        const auto nobody = rpc::channel::connect(rt.get_executor(), address, client_tls(ca_text, "", ""));
+        BOOST_TEST(((co_await failure(nobody->unary("/test/Unary", "x"))).kind() == errc::unavailable));
+        const auto stranger = rpc::channel::connect(rt.get_executor(), address, client_tls(ca_text, bad.cert, bad.key));
+        BOOST_TEST(((co_await failure(stranger->unary("/test/Unary", "x"))).kind() == errc::unavailable));
+    }
+    group.cancel();
+    try {
+        co_await group.join();
+    } catch (const std::exception&) {
+    }
+    co_await server.stop(0s);
+}
+
+CO_TEST_CASE(certificates_that_do_not_fit_are_refused) {
+    BOOST_CHECK_EXCEPTION(rpc::server(rt.get_executor(), rt.pool(), echo, rpc::tls{"no certificate", "no key", "", {}}), error,
+                          [](const error& e) { return e.kind() == errc::invalid; });
+    co_return;
 }
