@@ -77,7 +77,8 @@ void attest(const job_state& s, const llb::definition& graph, exporter::input& i
 /// The caches named so far, each asked once.
 async::task<std::vector<std::shared_ptr<solver::remote_cache>>> imported_caches(std::shared_ptr<job_state> s) {
     if (s->cache_from.empty()) co_return std::vector<std::shared_ptr<solver::remote_cache>>{};
-    co_return co_await s->importing.run(s->cache_from.size(), [s] { return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink); });
+    co_return co_await s->importing.run(s->cache_from.size(),
+                                        [s] { return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink); });
 }
 
 /// The place of the vertex that failed, for who shows its source.
@@ -217,8 +218,9 @@ std::string platforms_json(const std::vector<oci::platform>& platforms) {
     return json::serialize(json::value(std::move(out)));
 }
 
-std::map<std::string, oci::platform> parse_platforms(const std::string& text) {
-    std::map<std::string, oci::platform> out;
+/// In the frontend's order, which is the exporters'.
+std::vector<std::pair<std::string, oci::platform>> parse_platforms(const std::string& text) {
+    std::vector<std::pair<std::string, oci::platform>> out;
     if (text.empty()) return out;
     const auto parsed = json::parse(text);
     const auto* list = parsed.find("Platforms");
@@ -227,7 +229,7 @@ std::map<std::string, oci::platform> parse_platforms(const std::string& text) {
         const auto* id = one.find("ID");
         const auto* platform = one.find("Platform");
         if (id == nullptr || platform == nullptr) throw error{errc::invalid, "refs.platforms of the result has an entry without ID or Platform"};
-        out[id->as_string()] = oci::normalize(oci::platform_of(*platform));
+        out.emplace_back(id->as_string(), oci::normalize(oci::platform_of(*platform)));
     }
     return out;
 }
@@ -236,6 +238,7 @@ class job_impl final : public job {
 public:
     job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {
         state_->cache_to = parse_cache_to(state_->options.cache_to);
+        state_->attrs = state_->options.attrs;
     }
 
     std::shared_ptr<ref> define(llb::definition what) override {
@@ -293,11 +296,17 @@ public:
         std::vector<cache_source> caches;
         const auto platforms = parse_platforms(get(what.metadata, "refs.platforms"));
         made.map = what.map;
-        for (const auto& [key, r] : what.refs) {
+        std::vector<std::string> order;
+        for (const auto& [id, platform] : platforms)
+            if (what.refs.contains(id)) order.push_back(id);
+        for (const auto& [key, r] : what.refs)
+            if (std::find(order.begin(), order.end(), key) == order.end()) order.push_back(key);
+        for (const auto& key : order) {
+            const auto r = what.refs.at(key);
             exporter::input in;
             in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
             if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
-            const auto known = platforms.find(key);
+            const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
             in.platform = known != platforms.end() ? known->second
                           : in.config.empty()      ? oci::host_platform()
                                                    : oci::normalize(oci::parse_image(in.config).platform);
@@ -326,7 +335,8 @@ public:
             co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
             co_return out;
         }
-        if (caches.size() > 1) throw error{errc::unsupported, "exporting the cache of several platforms at once is not supported yet: build them one by one"};
+        if (caches.size() > 1)
+            throw error{errc::unsupported, "exporting the cache of several platforms at once is not supported yet: build them one by one"};
         if (!caches.front().report) throw error{errc::internal, "the build kept no record of its steps for the cache"};
         if (std::any_of(to.begin(), to.end(), [](const auto& c) { return c.kind == remotecache::kind::inline_; }))
             made.list.front().in.config = co_await with_inline_cache(state_->p, caches.front());

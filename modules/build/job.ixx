@@ -67,6 +67,8 @@ struct job_options {
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by store id
     std::shared_ptr<progress::sink> sink;
     std::vector<cache_entry> cache_to;  ///< exported by finish()
+    /// The frontend's attributes, when the client runs the frontend itself: what is to be attested stands among them.
+    std::map<std::string, std::string> attrs;
 };
 
 class job {

@@ -96,6 +96,7 @@ std::vector<std::string> llb_capabilities() {
             "mergeop",
             "diffop",
             "exporter.image.annotations",
+            "exporter.image.attestations",
             "exporter.sourcedateepoch",
             "exporter.multiple"};
 }

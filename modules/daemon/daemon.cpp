@@ -49,7 +49,7 @@ async::task<rpc::status> unknown_method(std::shared_ptr<rpc::call> c) {
 
 async::task<rpc::status> route(std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) {
     static constexpr std::string_view control = "/moby.buildkit.v1.Control/", bridge = "/moby.buildkit.v1.frontend.LLBBridge/",
-                               content = "/containerd.services.content.v1.Content/";
+                                      content = "/containerd.services.content.v1.Content/";
     const std::string_view name = c->method();
     log(log_level::debug, "call", {{"method", std::string(name)}});
     if (name.starts_with(control))

@@ -95,7 +95,8 @@ async::task<void> run_exports(std::shared_ptr<build_state> b, build::job_result 
     if (failed) std::rethrow_exception(failed);
 }
 
-async::task<void> send_trees(std::shared_ptr<tunnel> client, std::size_t exporter, std::vector<build::result_tree> trees, async::blocking_pool& pool) {
+async::task<void> send_trees(std::shared_ptr<tunnel> client, std::size_t exporter, std::vector<build::result_tree> trees,
+                             async::blocking_pool& pool) {
     const auto s = open_send(client, exporter, true);
     std::vector<filesync::tree> all;
     std::optional<std::int64_t> epoch;

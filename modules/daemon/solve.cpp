@@ -16,7 +16,9 @@ module;
 
 module cobuild.daemon;
 
+import cobuild.json;
 import cobuild.llb;
+import cobuild.oci;
 import :internal;
 
 namespace cobuild::daemon {
@@ -103,6 +105,7 @@ async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<
     o.allow = entitlements_of(r, w->given.settings);
     o.sink = b->events;
     o.cache_to = cache_entries(r.cache().exports());
+    o.attrs = map_of(r.frontend_attrs());
     if (client) {
         o.client = make_remote(client, w->contexts, w->pool);
         o.who = make_login(client);
@@ -154,6 +157,16 @@ async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_st
         record.mutable_error()->set_message(end.message);
     }
     for (auto& [key, value] : response) (*record.mutable_exporter_response())[key] = value;
+    // Clients read the result of every record, so there is one, though it may be empty.
+    auto* result = record.mutable_result();
+    if (const auto image = response.find("containerimage.descriptor"); image != response.end()) {
+        const auto d = oci::parse_descriptor(json::parse(base64_decode(image->second).value()));
+        for (auto* to : {&(*result->mutable_results())[0], result->mutable_result_deprecated()}) {
+            to->set_media_type(d.media_type);
+            to->set_digest(d.digest.str());
+            to->set_size(static_cast<std::int64_t>(d.size));
+        }
+    }
     const auto n = b->events->count();
     record.set_num_total_steps(n.total);
     record.set_num_cached_steps(n.cached);
