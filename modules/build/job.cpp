@@ -320,9 +320,12 @@ public:
                 keep.push_back(value->keep);
                 cached = mine->cached;
             }
-            for (const auto& o : outputs)
-                if (const auto epoch = get(o.attributes, "source-date-epoch"); !epoch.empty() && !in.epoch)
-                    in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+            // The build argument comes before what the frontend found.
+            std::vector<std::string> epochs;
+            for (const auto& o : outputs) epochs.push_back(get(o.attributes, "source-date-epoch"));
+            epochs.push_back(get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
+            for (const auto& epoch : epochs)
+                if (!epoch.empty() && !in.epoch) in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});

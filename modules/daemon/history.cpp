@@ -12,6 +12,7 @@ module;
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -117,12 +118,15 @@ async::task<void> history::complete(std::string ref, std::string record, std::st
     d->set_size(static_cast<std::int64_t>(logs.size()));
     r.set_generation(1);
     const auto bytes = r.SerializeAsString();
-    active_.erase(ref);
-    done_[ref] = bytes;
+    // Nobody is sent to a file that is not there yet, and no sweep takes it away meanwhile.
+    const auto mine = writing_.insert(id.hex());
+    const scope_exit written([this, mine] { writing_.erase(mine); });
     co_await pool_.run([at = at_, ref, bytes, id, logs = std::move(logs)] {
         write_whole(blob_file(at, id.hex()), logs);
         write_whole(record_file(at, ref), bytes);
     });
+    active_.erase(ref);
+    done_[ref] = bytes;
     tell(wire::COMPLETE, bytes);
     co_await sweep();
 }
@@ -192,7 +196,7 @@ async::task<void> history::sweep() {
     for (std::size_t i = static_cast<std::size_t>(std::max<std::int64_t>(0, limits_.max_entries)); i < age.size(); ++i)
         if (now - age[i].first > limit) gone.push_back(age[i].second);
     for (const auto& ref : gone) done_.erase(ref);
-    std::vector<std::string> named;
+    std::vector<std::string> named(writing_.begin(), writing_.end());
     for (const auto& [ref, bytes] : done_) {
         wire::BuildHistoryRecord r;
         r.ParseFromString(bytes);

@@ -181,6 +181,7 @@ private:
     config::history_table limits_;
     bool opened_ = false;
     std::map<std::string, std::string> active_, done_;
+    std::multiset<std::string> writing_;  ///< blobs of records that are being written
     std::set<std::shared_ptr<listener_state>> listeners_;
 };
 /// Takes serialized records; throws errc::invalid for a filter that is none.

@@ -176,6 +176,7 @@ async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_st
         co_await w->history.complete(b->ref, record.SerializeAsString(), kept_status(*b->events));
     } catch (const std::exception& e) {
         log(log_level::warning, "the build's record could not be kept", {{"ref", b->ref}, {"error", e.what()}});
+        w->history.forget_active(b->ref);
     }
 }
 
