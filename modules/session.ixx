@@ -21,10 +21,10 @@ export namespace cobuild::session {
 /// What of a directory is wanted, in BuildKit's terms; every list may be empty.
 struct directory_request {
     std::string name;
-    std::vector<std::string> include;    ///< patterns; empty: everything
-    std::vector<std::string> exclude;    ///< ignore rules
-    std::vector<std::string> follow;     ///< paths whose links are followed and whose targets come too; empty: everything
-    std::string shared_key_hint;         ///< tells directories of one client apart
+    std::vector<std::string> include;        ///< patterns; empty: everything
+    std::vector<std::string> exclude;        ///< ignore rules
+    std::vector<std::string> follow;         ///< paths whose links are followed and whose targets come too; empty: everything
+    std::string shared_key_hint;             ///< tells directories of one client apart
     bool metadata_is_no_difference = false;  ///< local.differ=none: every file is sent anew
 };
 

@@ -17,8 +17,8 @@
 /// Not responsible for what ops do, images, definitions, or the life of results (result store).
 module;
 #include <cstddef>
-#include <map>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>

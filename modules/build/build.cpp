@@ -130,14 +130,15 @@ namespace {
 using caches = std::vector<std::shared_ptr<solver::remote_cache>>;
 
 /// Caches are asked for while the Dockerfile is converted, which asks registries too.
-async::task<std::pair<std::vector<frontend::result>, caches>> convert_and_import(parts& p, frontend::request request, std::vector<oci::platform> platforms,
-                                                                                  ops::build_scope scope, source::freshness how,
-                                                                                  std::vector<remotecache::import_options> from,
-                                                                                  std::shared_ptr<progress::sink> sink) {
+async::task<std::pair<std::vector<frontend::result>, caches>> convert_and_import(parts& p, frontend::request request,
+                                                                                 std::vector<oci::platform> platforms, ops::build_scope scope,
+                                                                                 source::freshness how, std::vector<remotecache::import_options> from,
+                                                                                 std::shared_ptr<progress::sink> sink) {
     std::pair<std::vector<frontend::result>, caches> out;
     const auto platform = platforms.empty() ? oci::host_platform() : platforms.front();
-    const auto convert_into = [](parts& all, frontend::request what, std::vector<oci::platform> wanted, const ops::build_scope& in, source::freshness fresh,
-                                 std::shared_ptr<progress::sink> to, std::vector<frontend::result>& result) -> async::task<void> {
+    const auto convert_into = [](parts& all, frontend::request what, std::vector<oci::platform> wanted, const ops::build_scope& in,
+                                 source::freshness fresh, std::shared_ptr<progress::sink> to,
+                                 std::vector<frontend::result>& result) -> async::task<void> {
         result = co_await convert_all(all, std::move(what), std::move(wanted), in, fresh, std::move(to));
     };
     const auto import_into = [](parts& all, std::vector<remotecache::import_options> entries, oci::platform wanted,
@@ -172,13 +173,15 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     const auto attested = exporter::parse_attests(attests_of(r), false);
     auto cache_to = parse_cache_to(r.cache_to);
     auto cache_from = parse_cache_from(r.cache_from);
-    if (!cache_to.empty() && platforms.size() > 1) throw error{errc::unsupported, "--cache-to with several platforms is not supported yet: build them one by one"};
+    if (!cache_to.empty() && platforms.size() > 1)
+        throw error{errc::unsupported, "--cache-to with several platforms is not supported yet: build them one by one"};
     auto counting = std::make_shared<counting_sink>(std::move(sink));
     auto inputs = co_await open_inputs(p, r, counting);
     inputs.scope.found = std::make_shared<ops::found_sources>();
     inputs.scope.hash_local = !cache_from.empty();
     const auto request = complete(std::move(inputs.request), r);
-    const auto [converted, imported] = co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting);
+    const auto [converted, imported] =
+        co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting);
     auto allowed = r.allow;
     if (r.network == "host") allowed.emplace_back("network.host");
     const auto report = cache_to.empty() ? nullptr : std::make_shared<std::vector<solver::solved>>();
@@ -201,7 +204,11 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
                 *attested.provenance, make_record("dockerfile.v0", frontend_attributes(r, request), c.graph, *inputs.scope.found, started)));
         what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
     }
-    cache_source cached{.report = report, .graph = std::move(whole.vertices), .target = whole.target, .in = what.list.front().in, .compression = image_compression(r.outputs)};
+    cache_source cached{.report = report,
+                        .graph = std::move(whole.vertices),
+                        .target = whole.target,
+                        .in = what.list.front().in,
+                        .compression = image_compression(r.outputs)};
     if (std::any_of(cache_to.begin(), cache_to.end(), [](const auto& c) { return c.kind == remotecache::kind::inline_; }))
         what.list.front().in.config = co_await with_inline_cache(p, cached);
     co_await export_and_keep(p, std::move(what), outputs_of(r), std::move(names), counting, out);

@@ -188,8 +188,8 @@ struct solved_graph {
 /// All platforms at once, in one graph; the roots in their order.
 async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, const std::vector<frontend::result>& converted,
                                                                       std::vector<std::string> allowed, const ops::build_scope& scope,
-                                                                       solver::solve_options options, std::shared_ptr<counting_sink> sink,
-                                                                       build_result& counted, solved_graph* whole = nullptr);
+                                                                      solver::solve_options options, std::shared_ptr<counting_sink> sink,
+                                                                      build_result& counted, solved_graph* whole = nullptr);
 
 /// What provenance tells of a build, from its frontend's name and attributes (BuildKit's) and the graph: materials from its
 /// sources as `found` has them, secrets and agents from its steps. For the command line and the daemon alike.
@@ -209,8 +209,8 @@ void describe_image(const exporter::exported& image, const std::vector<std::stri
 /// Keeps an image or index under its names, with the chains it was made of.
 async::task<void> keep_image(parts& p, exporter::exported image, built what, std::vector<std::string> names);
 struct push_manner {
-    bool by_digest = false;  ///< no tag is set
-    bool insecure = false;   ///< https unverified, else http, whatever the configuration says
+    bool by_digest = false;                        ///< no tag is set
+    bool insecure = false;                         ///< https unverified, else http, whatever the configuration says
     std::shared_ptr<const registry::login> who{};  ///< none: the engine's own logins
 };
 async::task<void> push_image(parts& p, exporter::exported image, std::vector<std::string> names, push_manner how, progress::writer progress);

@@ -95,8 +95,9 @@ async::task<std::vector<oci::platform>> emulated_for(parts& p, const frontend::r
 }
 
 async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, const std::vector<frontend::result>& converted,
-                                                                      std::vector<std::string> allowed, const ops::build_scope& scope, solver::solve_options options,
-                                                                      std::shared_ptr<counting_sink> sink, build_result& counted, solved_graph* whole) {
+                                                                      std::vector<std::string> allowed, const ops::build_scope& scope,
+                                                                      solver::solve_options options, std::shared_ptr<counting_sink> sink,
+                                                                      build_result& counted, solved_graph* whole) {
     joined all;
     std::vector<std::optional<std::size_t>> place;
     std::vector<solver::edge> targets;

@@ -218,7 +218,8 @@ BOOST_AUTO_TEST_CASE(the_history_keeps_what_was_built) {
         gone.set_delete_(true);
         (void)co_await call<wire::UpdateBuildHistoryResponse>(s, cat(control, "UpdateBuildHistory"), gone);
         BOOST_TEST((co_await list(s, "")).empty());
-        BOOST_TEST(((co_await failure(call<wire::UpdateBuildHistoryResponse>(s, cat(control, "UpdateBuildHistory"), gone))).kind() == errc::not_found));
+        BOOST_TEST(
+            ((co_await failure(call<wire::UpdateBuildHistoryResponse>(s, cat(control, "UpdateBuildHistory"), gone))).kind() == errc::not_found));
     });
 }
 
