@@ -178,20 +178,6 @@ std::map<std::string, std::string> parse_pairs(const std::vector<std::string>& i
     return out;
 }
 
-void write_whole(const std::string& file, const std::string& text) {
-    const std::string temporary = cat(file, ".", random_id());
-    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-    out << text;
-    out.close();
-    std::error_code ec;
-    if (out) stdfs::rename(temporary, file, ec);
-    if (!out || ec) {
-        std::error_code ignored;
-        stdfs::remove(temporary, ignored);
-        throw error{errc::io, cat("cannot write ", file, ec ? cat(": ", ec.message()) : "")};
-    }
-}
-
 std::string read_stdin() { return std::string{std::istreambuf_iterator<char>(std::cin), {}}; }
 
 void set_context(build_flags& flags, build::build_request& r) {

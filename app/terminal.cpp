@@ -8,11 +8,14 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <thread>
 #include <utility>
 
@@ -108,5 +111,19 @@ interrupt::~interrupt() {
 
 async::cancel_token interrupt::token() const { return state_->source.token(); }
 int interrupt::signal() const { return state_->signal; }
+
+void write_whole(const std::string& file, const std::string& text) {
+    const std::string temporary = cat(file, ".", random_id());
+    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
+    out << text;
+    out.close();
+    std::error_code ec;
+    if (out) std::filesystem::rename(temporary, file, ec);
+    if (!out || ec) {
+        std::error_code ignored;
+        std::filesystem::remove(temporary, ignored);
+        throw error{errc::io, cat("cannot write ", file, ec ? cat(": ", ec.message()) : "")};
+    }
+}
 
 }  // namespace cobuild::app

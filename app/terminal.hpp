@@ -48,4 +48,7 @@ struct progress_display : progress::sink {
 };
 std::shared_ptr<progress_display> make_display(const std::string& mode, const std::string& title);
 
+/// The file appears whole, by rename. Throws errc::io.
+void write_whole(const std::string& file, const std::string& text);
+
 }  // namespace cobuild::app

@@ -43,7 +43,7 @@ async::task<request> read_sources(request r, gateway::frontend_gateway& engine);
 /// BuildKit's frontend attributes ("target", "build-arg:X", "platform", ...) as a request for each of `platforms`: set
 /// `build.target_platform` to one after the other; when there is none, leave it empty. `build.build_platform` is the
 /// caller's. Attributes that are others' work (cache-from, attest:, vcs:, ...) are passed over. Throws errc::invalid naming
-/// the attribute, errc::unsupported for a main context that is not the client's directory.
+/// the attribute, errc::unsupported for a subdirectory of the context; what `context` names is the caller's (set_remote_context).
 struct attr_request {
     request build;
     std::vector<oci::platform> platforms;

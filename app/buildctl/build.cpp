@@ -51,19 +51,6 @@ std::string read_file(const std::string& file, std::string_view what) {
     return out;
 }
 
-void write_whole(const std::string& file, const std::string& text) {
-    const std::string temporary = cat(file, ".", random_id());
-    std::ofstream out(temporary, std::ios::binary | std::ios::trunc);
-    out << text;
-    out.close();
-    std::error_code ec;
-    if (out) stdfs::rename(temporary, file, ec);
-    if (out && !ec) return;
-    std::error_code ignored;
-    stdfs::remove(temporary, ignored);
-    throw error{errc::io, cat("cannot write ", file, ec ? cat(": ", ec.message()) : std::string())};
-}
-
 /// The graph on standard input; with --no-cache every step is marked to run anew.
 std::string read_definition(bool no_cache) {
     struct stat info{};
@@ -223,10 +210,10 @@ async::task<int> build(context c, std::shared_ptr<build_flags> f) {
         failed = std::current_exception();
     }
     sink->finish();
-    if (!f->ref_file.empty()) write_whole(f->ref_file, ref);
+    if (!f->ref_file.empty()) app::write_whole(f->ref_file, ref);
     if (why) show_details(*why);
     if (failed) std::rethrow_exception(failed);
-    if (!f->metadata_file.empty()) write_whole(f->metadata_file, metadata_json(result.exporter_response));
+    if (!f->metadata_file.empty()) app::write_whole(f->metadata_file, metadata_json(result.exporter_response));
     if (question) print_answer(result.metadata);
     co_return 0;
 }

@@ -60,7 +60,6 @@ std::vector<std::string> llb_capabilities() {
             "source.http.perm",
             "soruce.http.uidgid",
             "source.http.header",
-            "source.ocilayout",
             "exec.meta.base",
             "exec.meta.cgroup.parent",
             "exec.meta.network",
