@@ -54,7 +54,8 @@ struct stored {
     state::pin keep;
 };
 
-/// Takes one blob's bytes in order. Used by one thread at a time. Destruction without commit() removes what was written.
+/// Takes one blob's bytes in order. Used by one thread at a time. Destruction without commit() removes what was written, but
+/// for a writer of store::resume().
 class writer {
 public:
     writer(writer&&) noexcept;
@@ -64,8 +65,13 @@ public:
     void write(std::span<const std::byte> data);
     void write(std::string_view data);
     [[nodiscard]] std::uint64_t written() const noexcept;
+    /// Bytes that an earlier writer of the blob left (store::resume), and which this one begins with.
+    [[nodiscard]] std::uint64_t kept() const noexcept;
+    /// The next of those bytes; 0 when all were read, and only then write() may be called.
+    std::size_t replay(std::span<std::byte> out);
     /// Verifies, fsyncs, renames. What is empty in `expected` is not compared.
     stored commit(std::optional<digest> expected = {}, std::optional<std::uint64_t> size = {});
+    /// Nothing of it stays.
     void abort() noexcept;
     struct state;
 
@@ -113,6 +119,11 @@ public:
 
     /// `size_hint` is preallocated (an early errc::no_space instead of a late one).
     [[nodiscard]] writer ingest(std::uint64_t size_hint = 0);
+    /// As ingest(), for bytes that come from afar. A megabyte or more that this writer, or one killed in the middle, leaves
+    /// uncommitted is there for the next one of the same blob, in any process: see writer::kept(). A blob has one such writer at
+    /// a time; another gets a plain one. It does not hash: who reads it through anyhow does, and commit() believes the digest it
+    /// is told. collect() removes what nobody is writing.
+    [[nodiscard]] writer resume(const digest& d, std::uint64_t size);
     /// A whole blob at once.
     stored put(std::string_view data);
     [[nodiscard]] draft new_draft();
@@ -132,9 +143,9 @@ public:
     void add_root(const std::string& name, const digest& d);
     void remove_roots(const std::string& name);
 
-    /// Removes what neither images, named roots nor `roots` reach and nobody pins. `children` tells what a blob points at
-    /// (empty for leaves and for what is absent); it is called once a digest. Blobs written or pinned since the call began
-    /// are left. Runs on the pool.
+    /// Removes what neither images, named roots nor `roots` reach and nobody pins, and beginnings of blobs (resume()). `children` tells what a blob
+    /// points at (empty for leaves and for what is absent); it is called once a digest. Blobs written or pinned since the call began are left. Runs
+    /// on the pool.
     using children_of = std::function<std::vector<digest>(const digest&)>;
     async::task<collected> collect(std::vector<digest> roots, children_of children);
     collected collect_blocking(const std::vector<digest>& roots, const children_of& children);

@@ -79,7 +79,7 @@ task<std::optional<chunk>> byte_pipe::read() {
         std::shared_ptr<event> wait_for;
         {
             const std::lock_guard lock(s->guard);
-            if (s->failed) std::rethrow_exception(s->failed);
+            if (s->failed && s->queue.empty()) std::rethrow_exception(s->failed);
             if (s->readable()) co_return s->pop();
             if (!s->moved) s->moved = std::make_shared<event>();
             wait_for = s->moved;
@@ -91,7 +91,7 @@ task<std::optional<chunk>> byte_pipe::read() {
 std::optional<chunk> byte_pipe::read_blocking() {
     std::unique_lock lock(state_->guard);
     state_->changed.wait(lock, [&] { return state_->failed || state_->readable(); });
-    if (state_->failed) std::rethrow_exception(state_->failed);
+    if (state_->failed && state_->queue.empty()) std::rethrow_exception(state_->failed);
     return state_->pop();
 }
 

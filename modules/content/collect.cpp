@@ -55,7 +55,7 @@ collected store::collect_blocking(const std::vector<digest>& roots, const childr
     });
     const auto kept = reachable(all, children);
     const std::set<digest> keep(kept.begin(), kept.end());
-    collected out;
+    auto out = impl_->drop_partials();
     for (const auto& blob : candidates) {
         if (blob.pinned || keep.contains(blob.digest)) continue;
         const auto right = impl_->pins.try_remove(number_of(blob.digest));

@@ -62,6 +62,7 @@ store::impl::impl(std::shared_ptr<state::directory> d)
     : dir(std::move(d)),
       blobs(dir->subdir("content/blobs/sha256")),
       ingests(dir->subdir("content/ingest")),
+      partials(dir->subdir("content/partial")),
       path(dir->root() + "/content"),
       pins(dir->fd(), "content/pins") {
     write_layout(dir->subdir("content").get());

@@ -81,9 +81,10 @@ archive::byte_source read_pipe(async::byte_pipe pipe) {
     };
 }
 
-/// Passes bytes on and writes them to the content store on the way.
+/// Passes bytes on and writes them to the content store on the way, after those that an interrupted pull left there.
 archive::byte_source teed(archive::byte_source in, std::shared_ptr<content::writer> out) {
     return [in = std::move(in), out](std::span<std::byte> buffer) {
+        if (const std::size_t n = out->replay(buffer); n > 0 || buffer.empty()) return n;
         const std::size_t n = in(buffer);
         if (n > 0) out->write(std::span<const std::byte>(buffer.data(), n));
         return n;
@@ -131,7 +132,8 @@ struct images::state {
     async::task<snapshot::layer> layer(wanted what, std::size_t index);
     async::task<snapshot::layer> bring(wanted what, std::size_t index);
     async::task<std::optional<unpacked>> unpack_stored(wanted what, std::size_t index, int target);
-    async::task<unpacked> fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob);
+    /// Empty when what an interrupted pull left turned out to be damaged; it is gone then.
+    async::task<std::optional<unpacked>> fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob);
     async::task<void> finish(const unpacked& made, int target, wanted what, std::size_t index);
 };
 
@@ -243,7 +245,8 @@ async::task<resolved_image> images::resolve(oci::reference ref, oci::platform pl
 
 // ---------------------------------------------------------------- pull
 
-async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t index, int target, std::shared_ptr<content::writer> blob) {
+async::task<std::optional<unpacked>> images::state::fetch_and_unpack(wanted what, std::size_t index, int target,
+                                                                     std::shared_ptr<content::writer> blob) {
     const auto& layer = what->image.parsed.layers[index];
     auto line = std::make_shared<progress::line>(what->progress.begin(layer.digest.str(), static_cast<std::int64_t>(layer.size)));
     async::byte_pipe pipe(std::size_t{4} << 20);
@@ -251,20 +254,19 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
     std::string host;
     async::task_group both(co_await async::current_executor);
     const auto receive = [](state* self, oci::reference r, oci::descriptor l, async::byte_pipe p, std::shared_ptr<progress::line> shown,
-                            std::string* from, std::shared_ptr<const registry::login> who) -> async::task<void> {
+                            std::string* from, std::shared_ptr<const registry::login> who, std::uint64_t have) -> async::task<void> {
         std::exception_ptr failed;
         try {
             registry::fetch_options options;
             options.verify = false;
             options.call.who = who;
-            *from = co_await self->registry.fetch_blob(
-                r, l,
-                [p, shown, count = std::int64_t{0}](async::chunk c) mutable -> async::task<void> {
-                    count += static_cast<std::int64_t>(c.size());
-                    shown->update(count);
-                    return p.write(std::move(c));
-                },
-                options);
+            options.offset = have;
+            auto arrived = [p, shown, count = static_cast<std::int64_t>(have)](async::chunk c) mutable -> async::task<void> {
+                count += static_cast<std::int64_t>(c.size());
+                shown->update(count);
+                return p.write(std::move(c));
+            };
+            if (have < l.size) *from = co_await self->registry.fetch_blob(r, l, std::move(arrived), options);
             p.close();
         } catch (...) {
             failed = std::current_exception();
@@ -285,10 +287,13 @@ async::task<unpacked> images::state::fetch_and_unpack(wanted what, std::size_t i
             }
         });
     };
-    both.spawn(receive(this, what->image.reference, layer, pipe, line, &host, what->image.who));
+    both.spawn(receive(this, what->image.reference, layer, pipe, line, &host, what->image.who, blob->kept()));
     both.spawn(work(this, pipe, target, blob, out));
     co_await both.join();
     if (out->blob != layer.digest || out->size != layer.size) {
+        const bool resumed = blob->kept() > 0;
+        blob->abort();
+        if (resumed) co_return std::nullopt;  // it may be the older part that is damaged
         registry.distrust(what->image.reference, host, layer.digest);
         throw error{errc::corrupt, cat("the layer ", layer.digest.str(), " from ", host, " is damaged: received ", out->size, " of ", layer.size,
                                        " bytes with digest ", out->blob.str())};
@@ -345,10 +350,11 @@ async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index
     if (auto here = co_await snapshots.find_by_chain_id(chain_id)) co_return std::move(*here);
     std::optional<snapshot::unpacking> target(co_await snapshots.begin_unpack());
     auto made = co_await unpack_stored(what, index, target->fd());
-    if (!made) {
+    while (!made) {
         target.emplace(co_await snapshots.begin_unpack());
-        auto writer = std::make_shared<content::writer>(content.ingest(layer.size));
+        auto writer = std::make_shared<content::writer>(content.resume(layer.digest, layer.size));
         made = co_await fetch_and_unpack(what, index, target->fd(), writer);
+        if (!made) continue;
         made->keep = co_await pool.run([writer, &layer] { return writer->commit(layer.digest, layer.size).keep; });
     }
     if (made->failed) throw describe(made->failed).with(cat("the layer ", layer.digest.str(), " of ", image.reference.familiar()));

@@ -169,6 +169,16 @@ CO_TEST_CASE(pipe_is_bounded_and_keeps_order) {
     BOOST_TEST(*reader == "hello wide world, longer than the limit");
 }
 
+CO_TEST_CASE(what_was_written_before_a_pipe_failed_is_read_first) {
+    byte_pipe pipe(100);
+    co_await pipe.write(chunk_of("one"));
+    co_await pipe.write(chunk_of("two"));
+    pipe.fail(std::make_exception_ptr(error{errc::unavailable, "cut"}));
+    BOOST_TEST((co_await pipe.read() == chunk_of("one")));
+    BOOST_TEST((pipe.read_blocking() == chunk_of("two")));
+    BOOST_TEST((kind_of(co_await failure(pipe.read())) == errc::unavailable));
+}
+
 CO_TEST_CASE(pipe_failure_reaches_the_other_end) {
     byte_pipe pipe(8);
     pipe.fail(std::make_exception_ptr(error{errc::corrupt, "bad digest"}));

@@ -12,6 +12,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -111,6 +112,63 @@ BOOST_AUTO_TEST_CASE(what_is_not_as_promised_is_refused_and_removed) {
     fs::permissions(w.dir / "content/blobs/sha256" / good.digest.hex(), fs::perms::owner_all);
     test::write_file(w.dir / "content/blobs/sha256" / good.digest.hex(), "evil");
     BOOST_TEST((failure([&] { (void)w.blobs->read_all(good.digest); }) == errc::corrupt));
+}
+
+BOOST_AUTO_TEST_CASE(what_an_interrupted_writer_left_is_there_for_the_next) {
+    world w;
+    const std::string text(3 << 20, 'x');
+    const auto d = digest::of(text);
+    const std::string_view all(text);
+    {
+        auto in = w.blobs->resume(d, text.size());
+        BOOST_TEST(in.kept() == 0u);
+        in.write(all.substr(0, 2 << 20));
+        // Whoever wants the same blob meanwhile gets a file of his own.
+        auto other = w.blobs->resume(d, text.size());
+        BOOST_TEST(other.kept() == 0u);
+        other.write("y");
+        BOOST_TEST(w.files("content/partial") == 1u);
+        BOOST_TEST(w.files("content/ingest") == 1u);
+    }
+    BOOST_TEST(w.files("content/ingest") == 0u);
+    w.blobs = std::make_unique<store>(w.state);
+    {
+        auto in = w.blobs->resume(d, text.size());
+        BOOST_TEST(in.kept() == std::uint64_t{2} << 20);
+        std::string kept;
+        std::vector<std::byte> buffer(300'000);
+        while (const auto n = in.replay(buffer)) kept.append(text_of(std::span(buffer).first(n)));
+        BOOST_TEST((kept == all.substr(0, 2 << 20)));
+        in.write(all.substr(2 << 20));
+        BOOST_TEST(in.written() == text.size());
+        BOOST_TEST((in.commit(d, text.size()).digest == d));
+    }
+    BOOST_TEST(w.files("content/partial") == 0u);
+    BOOST_TEST((w.blobs->read_all(d) == text));
+}
+
+BOOST_AUTO_TEST_CASE(beginnings_of_blobs_that_are_no_use_go) {
+    world w;
+    const auto d = digest::of("wanted");
+    const std::string part(2 << 20, 'x');
+    const auto leave = [&](std::string_view bytes) { w.blobs->resume(d, 3 << 20).write(bytes); };
+    leave("too little to be worth a file");
+    BOOST_TEST(w.files("content/partial") == 0u);
+    leave(part);
+    BOOST_TEST(w.blobs->resume(d, 1 << 20).kept() == 0u);  // longer than the blob is said to be
+    leave(part);
+    w.blobs->resume(d, 3 << 20).abort();
+    BOOST_TEST(w.files("content/partial") == 0u);
+    leave(part);
+    {
+        auto in = w.blobs->resume(d, 3 << 20);
+        BOOST_TEST(w.blobs->collect_blocking({}, no_children()).blobs == 0u);  // somebody writes it
+        BOOST_TEST(in.kept() == part.size());
+    }
+    const auto gone = w.blobs->collect_blocking({}, no_children());
+    BOOST_TEST(gone.blobs == 1u);
+    BOOST_TEST(gone.bytes >= part.size());
+    BOOST_TEST(w.files("content/partial") == 0u);
 }
 
 BOOST_AUTO_TEST_CASE(a_draft_is_adopted) {

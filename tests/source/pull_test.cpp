@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cstdint>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <memory>
@@ -251,6 +253,55 @@ WORLD_CASE(damaged_layers) {
         BOOST_TEST((co_await w.images.pull(image, {})).chain.layers.size() == 1U);
         for (const auto& u : co_await w.snapshots->du()) BOOST_TEST((co_await w.snapshots->remove(u.id)));
         w.content.remove(digest::parse(wanted));
+    }
+}
+
+// O-RG-13, over the end of the command: what came before is not asked for again, and is not believed either.
+WORLD_CASE(a_pull_that_broke_off_is_taken_up_by_the_next) {
+    std::string noise;
+    for (std::uint64_t x = 1; noise.size() < (3U << 20); x = x * 6364136223846793005ULL + 1442695040888963407ULL)
+        noise.push_back(static_cast<char>(x >> 56));
+    const auto layer = plain("noise", noise, archive::compression::none);
+    serve(w.server, "a", {layer});
+    const auto image = co_await w.resolve("a");
+    const auto blob = image.parsed.layers[0].digest;
+    const auto pull_again = [](world& in, source::resolved_image what) -> task<source::pulled_image> {
+        // As another command would: nothing in memory.
+        content::store content(in.d);
+        registry::client client({.executor = in.rt.get_executor(), .pool = &in.rt.pool(), .hosts = [host = in.server.host()](std::string_view) {
+                                     return std::vector<registry::host_settings>{{.host = host, .plain_http = true}};
+                                 }});
+        source::images images(in.rt.pool(), content, *in.snapshots, client);
+        auto out = co_await images.pull(std::move(what), {});
+        co_await client.close();
+        co_return out;
+    };
+    for (const bool damaged : {false, true}) {
+        w.server.on_request([&, broke = false](const fake_request& q) mutable -> std::optional<fake_response> {
+            if (q.path.find(blob.str()) == std::string::npos) return std::nullopt;
+            if (std::exchange(broke, true)) return fake_response{.status = 503};
+            return fake_response{.body = layer.blob, .cut_after = 2U << 20};
+        });
+        BOOST_TEST(((co_await failure(w.images.pull(image, {}))).kind() == errc::unavailable));
+        BOOST_TEST(w.unfinished() == 0U);
+        const auto left = w.dir / "state/content/partial" / blob.hex();
+        BOOST_REQUIRE(std::filesystem::file_size(left) >= 1U << 20);
+        if (damaged) {
+            std::fstream file(left, std::ios::in | std::ios::out | std::ios::binary);
+            file.seekp(1000);
+            file << "damaged";
+        }
+        w.server.on_request({});
+        w.server.forget_requests();
+        BOOST_TEST((co_await pull_again(w, image)).chain.layers.size() == 1U);
+        const auto asked = w.server.requests();
+        BOOST_REQUIRE(asked.size() == (damaged ? 2U : 1U));
+        BOOST_TEST(asked[0].headers.at("range").starts_with("bytes="));
+        if (damaged) BOOST_TEST(!asked[1].headers.contains("range"));
+        BOOST_TEST((w.content.read_all(blob) == layer.blob));
+        BOOST_TEST(!std::filesystem::exists(left));
+        for (const auto& u : co_await w.snapshots->du()) co_await w.snapshots->remove(u.id);
+        w.content.remove(blob);
     }
 }
 
