@@ -128,6 +128,13 @@ struct retry_policy {
     std::uint64_t slowest = std::uint64_t{16} << 10;
 };
 
+/// A large blob whose receiver mostly waits for the network is fetched in parts over transfers that nobody else wants, where the
+/// server allows ranges; the receiver gets them in order. At most limits.transfers + 1 parts are in memory.
+struct split_policy {
+    std::uint64_t part = std::uint64_t{8} << 20;  ///< 0: never
+    unsigned waiting_percent = 70;                ///< of the time, over the first part's bytes
+};
+
 struct options {
     async::executor executor;
     async::blocking_pool* pool = nullptr;  ///< for reading certificates; none: in place
@@ -135,6 +142,7 @@ struct options {
     login who;
     registry::limits limits;
     retry_policy retry;
+    split_policy split;
     http::timeouts timeouts;
     http::proxy_settings proxy = http::proxy_settings::from_environment();
     std::string user_agent;                             ///< empty: "cobuild/<version>"

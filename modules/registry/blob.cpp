@@ -25,34 +25,6 @@ namespace cobuild::registry {
 
 namespace {
 
-struct content_range {
-    std::uint64_t first = 0;
-    std::uint64_t last = 0;
-    std::optional<std::uint64_t> total;
-};
-
-// "bytes 10-19/20" or "bytes 10-19/*"
-std::optional<content_range> parse_content_range(std::string_view text) {
-    content_range out;
-    const auto number = [&](std::uint64_t& n, char until) {
-        const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), n);
-        if (ec != std::errc{}) return false;
-        text.remove_prefix(static_cast<std::size_t>(end - text.data()));
-        if (until == '\0') return text.empty();
-        if (!text.starts_with(until)) return false;
-        text.remove_prefix(1);
-        return true;
-    };
-    if (!text.starts_with("bytes ")) return std::nullopt;
-    text.remove_prefix(6);
-    if (!number(out.first, '-') || !number(out.last, '/') || out.last < out.first) return std::nullopt;
-    if (text == "*") return out;
-    std::uint64_t total = 0;
-    if (!number(total, '\0')) return std::nullopt;
-    out.total = total;
-    return out;
-}
-
 /// One blob on its way, over as many answers as it takes.
 struct transfer {
     std::shared_ptr<registry_state> r;
@@ -64,7 +36,10 @@ struct transfer {
     hasher hash;
     std::shared_ptr<bool> fatal = std::make_shared<bool>(false);
     std::string host;
-    bool slow = false;  ///< the attempt was given up for that
+    bool slow = false;     ///< the attempt was given up for that
+    bool in_parts = true;  ///< worth a try
+    nanoseconds idle{};    ///< of this attempt, spent waiting for bytes
+    clock::time_point began{};
     nanoseconds waited{};
     std::uint64_t window_bytes = 0;
 
@@ -105,24 +80,32 @@ struct transfer {
     async::task<void> attempt(host_state& h, socket_pool::lease& slot) {
         ask q{.path = cat('/', ref.path(), "/blobs/", blob.digest.str()), .scopes = {pull_scope(ref)}, .digest = blob.digest.str()};
         q.headers.set("Accept", cat(blob.media_type.empty() ? "application/octet-stream" : blob.media_type, ", */*"));
+        const auto whole = q;
         if (offset > 0) q.headers.set("Range", cat("bytes=", offset, '-'));
         auto a = co_await perform(*r, h, slot, std::move(q), o.call);
         if (a.head.status != 200 && a.head.status != 206) co_await refuse(*r, h, a, {});
         refuse_encoding(a, name(h));
         const auto before = offset;
         slow = false;
-        waited = {};
+        waited = idle = {};
         window_bytes = 0;
+        began = clock::now();
         std::exception_ptr broken;
+        bool stopped = false;
         try {
-            co_await receive(h, a, bytes_to_skip(h, a));
+            stopped = !co_await receive(h, a, bytes_to_skip(h, a));
         } catch (const host_error&) {
             throw;
         } catch (const error& e) {
             if (*fatal || (e.kind() != errc::unavailable && e.kind() != errc::timed_out)) throw;
             broken = std::current_exception();
         }
+        if (stopped) {
+            a.far.reset();
+            broken = co_await rest_in_parts(h, slot, whole);
+        }
         if (broken) {
+            in_parts = false;  // one after the other is the surer way
             host_error e{describe(broken)};
             e.broken_body = true;
             e.progress = offset > before && !slow;
@@ -131,7 +114,33 @@ struct transfer {
         host = h.name();
     }
 
-    async::task<void> receive(host_state& h, answer& a, std::uint64_t skip) {
+    /// What a part failed with; whatever that was, the blob may still come in one piece.
+    async::task<std::exception_ptr> rest_in_parts(host_state& h, socket_pool::lease& slot, ask whole) {
+        auto taken = [this, &h](async::chunk data, nanoseconds took) -> async::task<void> {
+            count(h, took, data.size());
+            return deliver(h, std::move(data));
+        };
+        part_fetch job{.what = std::move(whole), .blob = name(h), .from = offset, .size = blob.size, .call = o.call, .deliver = std::move(taken)};
+        try {
+            co_await fetch_parts(*r, h, slot, std::move(job));
+        } catch (const error& e) {
+            if (*fatal || e.kind() == errc::canceled) throw;
+            co_return std::current_exception();
+        }
+        co_return nullptr;
+    }
+
+    /// Whether the network is what keeps us, and more connections could help.
+    [[nodiscard]] bool better_in_parts(const answer& a, std::uint64_t came) const {
+        const auto& policy = r->opts->split;
+        if (!in_parts || policy.part == 0 || came < policy.part || blob.size < offset + 3 * policy.part || r->pool->spare() == 0) return false;
+        if (a.head.status != 206 && to_lower(a.head.headers.get("accept-ranges").value_or("")) != "bytes") return false;
+        return idle * 100 >= (clock::now() - began) * static_cast<int>(policy.waiting_percent);
+    }
+
+    /// False when it stopped in the middle, for the rest to come in parts.
+    async::task<bool> receive(host_state& h, answer& a, std::uint64_t skip) {
+        std::uint64_t came = 0;
         for (;;) {
             async::chunk data(chunk_size());
             std::size_t filled = 0;
@@ -143,12 +152,14 @@ struct transfer {
                     const auto n = co_await a.from->read_some(std::span(data).subspan(filled));
                     filled += n;
                     end = n == 0;
+                    idle += clock::now() - asked;
                     if (!end) count(h, clock::now() - asked, n);
                 }
             } catch (const error&) {
                 broken = std::current_exception();  // what came before it counts
             }
             data.resize(filled);
+            came += filled;
             if (skip > 0) {
                 const auto drop = static_cast<std::size_t>(std::min<std::uint64_t>(skip, data.size()));
                 data.erase(data.begin(), data.begin() + static_cast<std::ptrdiff_t>(drop));
@@ -157,8 +168,10 @@ struct transfer {
             if (!data.empty()) co_await deliver(h, std::move(data));
             if (broken) std::rethrow_exception(broken);
             if (end || (blob.size != 0 && offset == blob.size && !a.head.content_length)) break;
+            if (skip == 0 && better_in_parts(a, came)) co_return false;
         }
         if (blob.size != 0 && offset != blob.size) throw host_error{wrong_size(h, offset)};
+        co_return true;
     }
 
     [[nodiscard]] std::size_t chunk_size() const {

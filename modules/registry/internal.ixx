@@ -56,6 +56,9 @@ public:
     };
 
     async::task<lease> acquire(bool transfer);
+    /// Transfers that could start now.
+    [[nodiscard]] std::size_t spare() const noexcept;
+    [[nodiscard]] bool waited_for() const noexcept { return transfers_.waiting() > 0; }
     void close_idle();
     [[nodiscard]] std::size_t open() const noexcept { return count_->now; }
     [[nodiscard]] std::size_t peak() const noexcept { return count_->peak; }
@@ -72,7 +75,7 @@ private:
     void sweep();
     void schedule();
 
-    std::size_t cap_;
+    std::size_t cap_, most_transfers_;
     async::semaphore transfers_, total_;
     std::size_t busy_ = 0;    // leases that have a connection
     std::vector<idle> idle_;  // oldest first
@@ -214,6 +217,27 @@ void log_response(const http::url& u, const http::response& a, const std::string
 std::string entry_of(const host_state& h);
 /// Throws when the body comes in a coding nobody asked for: its bytes are not the blob's.
 void refuse_encoding(const answer& a, std::string_view what);
+
+struct content_range {
+    std::uint64_t first = 0;
+    std::uint64_t last = 0;
+    std::optional<std::uint64_t> total;
+};
+/// "bytes 10-19/20" or "bytes 10-19/*".
+std::optional<content_range> parse_content_range(std::string_view text);
+
+/// The rest of a blob, in parts that several connections bring at once.
+struct part_fetch {
+    ask what;            ///< without a range
+    std::string blob;    ///< as errors name it
+    std::uint64_t from;  ///< the first byte wanted
+    std::uint64_t size;  ///< of the whole blob
+    call_options call;
+    /// In order, on the strand.
+    std::function<async::task<void>(async::chunk, nanoseconds waited)> deliver;
+};
+/// `slot` and spare transfers of its pool, which go back one by one when others wait for them. The first failure ends it all.
+async::task<void> fetch_parts(registry_state& r, host_state& h, socket_pool::lease& slot, part_fetch job);
 /// Where a mount may find `blob`, best first.
 std::vector<std::string> mount_sources(const registry_state& r, const oci::reference& ref, const cobuild::digest& blob,
                                        std::vector<std::string> named);

@@ -26,6 +26,7 @@ struct socket_pool::timer {
 
 socket_pool::socket_pool(async::executor strand, limits l, nanoseconds idle_close)
     : cap_(l.transfers + l.metadata),
+      most_transfers_(l.transfers),
       transfers_(l.transfers),
       total_(cap_),
       idle_close_(idle_close),
@@ -42,6 +43,11 @@ async::task<socket_pool::lease> socket_pool::acquire(bool transfer) {
     out.total_ = co_await total_.acquire();
     out.pool_ = self;
     co_return out;
+}
+
+std::size_t socket_pool::spare() const noexcept {
+    const auto used = transfers_.in_use();
+    return transfers_.waiting() > 0 || used >= most_transfers_ ? 0 : most_transfers_ - used;
 }
 
 http::connection& socket_pool::lease::at(const http::endpoint& e, const http::connection_options& options) {

@@ -312,11 +312,15 @@ fake_response fake_registry::state::answer_blob(const fake_request& q, const std
     const auto range = q.headers.find("range");
     if (opts.ranges && range != q.headers.end()) {
         const auto first = std::stoull(range->second.substr(6));
+        const auto dash = range->second.find('-');
+        auto last = found->second.size() - 1;
+        if (dash + 1 < range->second.size()) last = std::min<std::size_t>(last, std::stoull(range->second.substr(dash + 1)));
         out.status = 206;
-        out.headers.emplace_back("Content-Range", cat("bytes ", first, '-', found->second.size() - 1, '/', found->second.size()));
-        out.body = found->second.substr(first);
+        out.headers.emplace_back("Content-Range", cat("bytes ", first, '-', last, '/', found->second.size()));
+        out.body = found->second.substr(first, last - first + 1);
     } else {
         out.body = found->second;
+        if (opts.ranges) out.headers.emplace_back("Accept-Ranges", "bytes");
     }
     return out;
 }
