@@ -23,6 +23,7 @@ namespace cobuild::http {
 
 namespace {
 constexpr std::size_t upload_chunk = std::size_t{512} << 10;
+constexpr std::uint64_t longest_resent = std::uint64_t{64} << 10;
 constexpr std::size_t refill = std::size_t{16} << 10;
 constexpr std::size_t max_chunk_line = 1024;
 constexpr unsigned max_interim = 16;
@@ -281,7 +282,9 @@ async::task<response> connection::send(request r) {
             if (fresh) co_await s->wire->open();
             co_return co_await s->exchange(r);
         } catch (const error& e) {
-            stale = !fresh && !s->answered && e.kind() == errc::unavailable;
+            // A long body may have arrived in part: whether to send it again is not ours to say.
+            const bool small = !r.body || r.body->length <= longest_resent;
+            stale = !fresh && small && !s->answered && e.kind() == errc::unavailable;
             failed = std::current_exception();
         } catch (...) {
             failed = std::current_exception();

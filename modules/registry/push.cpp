@@ -1,4 +1,5 @@
 module;
+#include <charconv>
 #include <chrono>
 #include <cstdint>
 #include <exception>
@@ -65,24 +66,110 @@ async::task<bool> mount(std::shared_ptr<registry_state> r, host_state& h, socket
     co_return false;
 }
 
-async::task<void> upload(std::shared_ptr<registry_state> r, host_state& h, socket_pool::lease& slot, oci::reference ref, oci::descriptor blob,
-                         http::body_source bytes, call_options call) {
-    ask begin{.method = "POST", .path = cat('/', ref.path(), "/blobs/uploads/"), .scopes = {push_scope(ref)}, .digest = blob.digest.str()};
-    auto started = co_await perform(*r, h, slot, std::move(begin), call);
-    if (started.head.status == 201) co_return;
-    if (started.head.status != 202) co_await refuse(*r, h, started, "to the start of an upload");
-    const auto location = started.head.headers.get("location");
-    if (!location) throw host_error{error{errc::corrupt, cat(h.name(), " began an upload and did not say where (no Location)")}};
-    auto target = started.asked.resolve(*location);
-    co_await started.from->discard();
-    started.far.reset();
-    target.target.append(target.target.find('?') == std::string::npos ? "?" : "&").append("digest=").append(http::percent_encode(blob.digest.str()));
-    ask put{.method = "PUT", .scopes = {push_scope(ref)}, .body = std::move(bytes), .absolute = std::move(target), .digest = blob.digest.str()};
-    put.headers.set("Content-Type", oci::media::octet_stream);
-    auto a = co_await perform(*r, h, slot, std::move(put), call);
-    if (!a.head.ok()) co_await refuse(*r, h, a, cat("to the upload of ", blob.digest.str(), " (", blob.size, " bytes)"));
-    co_await a.from->discard();
+/// The bytes from `offset` on.
+http::body_source rest_of(const http::body_source& all, std::uint64_t offset) {
+    return {.length = all.length - offset, .read = [read = all.read, offset](std::uint64_t at, std::size_t max) { return read(offset + at, max); }};
 }
+
+/// One blob on its way up, over as many attempts as it takes.
+struct upload {
+    std::shared_ptr<registry_state> r;
+    oci::reference ref;
+    oci::descriptor blob;
+    http::body_source bytes;
+    call_options call;
+    std::optional<http::url> session = std::nullopt;  ///< of an attempt that broke: the server may have its bytes
+    std::uint64_t had = 0;                            ///< at the last look
+
+    async::task<void> attempt(host_state& h, socket_pool::lease& slot) {
+        const auto have = session ? co_await ask_how_far(h, slot) : 0;
+        const bool further = have > std::exchange(had, have);
+        std::exception_ptr broken;
+        try {
+            if (have > 0) {
+                if (have < blob.size) co_await patch(h, slot, have);
+                co_await put(h, slot, http::memory_body({}));
+            } else if (co_await begin(h, slot)) {
+                co_await put(h, slot, bytes);
+            }
+        } catch (const host_error&) {
+            session.reset();
+            throw;
+        } catch (const error& e) {
+            if (e.kind() != errc::unavailable && e.kind() != errc::timed_out) throw;
+            broken = std::current_exception();
+        }
+        if (!broken) co_return;
+        host_error e{describe(broken)};
+        const auto* c = slot.current();
+        e.reached = c == nullptr || c->reached();
+        e.progress = further;
+        throw host_error{std::move(e)};
+    }
+
+    ask step(std::string method) const {
+        return {.method = std::move(method), .scopes = {push_scope(ref)}, .absolute = session, .digest = blob.digest.str()};
+    }
+
+    void follow(const host_state& h, const answer& a) {
+        const auto location = a.head.headers.get("location");
+        if (!location) throw host_error{error{errc::corrupt, cat(h.name(), " began an upload and did not say where (no Location)")}};
+        session = a.asked.resolve(*location);
+    }
+
+    /// False when the registry needs no bytes after all.
+    async::task<bool> begin(host_state& h, socket_pool::lease& slot) {
+        auto q = step("POST");
+        q.path = cat('/', ref.path(), "/blobs/uploads/");
+        auto a = co_await perform(*r, h, slot, std::move(q), call);
+        if (a.head.status == 201) co_return false;
+        if (a.head.status != 202) co_await refuse(*r, h, a, "to the start of an upload");
+        follow(h, a);
+        co_await a.from->discard();
+        co_return true;
+    }
+
+    /// The bytes of the broken attempt that the server has; 0, and no session, when it is to begin anew.
+    async::task<std::uint64_t> ask_how_far(host_state& h, socket_pool::lease& slot) {
+        auto a = co_await perform(*r, h, slot, step("GET"), call);
+        co_await a.from->discard();
+        std::uint64_t last = 0;
+        auto range = a.head.headers.get("range").value_or("");
+        if (range.starts_with("bytes=")) range.remove_prefix(6);
+        const auto text = range.starts_with("0-") ? range.substr(2) : std::string_view();
+        const auto [end, ec] = std::from_chars(text.data(), text.data() + text.size(), last);
+        const bool told = ec == std::errc{} && end == text.data() + text.size();
+        // "0-0" is also how nothing is told.
+        if (!a.head.ok() || !told || last == 0 || last >= blob.size) {
+            session.reset();
+            co_return 0;
+        }
+        if (a.head.headers.get("location")) follow(h, a);
+        co_return last + 1;
+    }
+
+    async::task<void> patch(host_state& h, socket_pool::lease& slot, std::uint64_t have) {
+        auto q = step("PATCH");
+        q.headers.set("Content-Type", oci::media::octet_stream);
+        q.headers.set("Content-Range", cat(have, '-', blob.size - 1));
+        q.body = rest_of(bytes, have);
+        auto a = co_await perform(*r, h, slot, std::move(q), call);
+        if (!a.head.ok()) co_await refuse(*r, h, a, cat("to the rest of ", blob.digest.str(), " from byte ", have));
+        if (a.head.headers.get("location")) follow(h, a);
+        co_await a.from->discard();
+    }
+
+    async::task<void> put(host_state& h, socket_pool::lease& slot, http::body_source body) {
+        auto q = step("PUT");
+        auto& target = q.absolute->target;
+        target.append(target.find('?') == std::string::npos ? "?" : "&").append("digest=").append(http::percent_encode(blob.digest.str()));
+        q.headers.set("Content-Type", oci::media::octet_stream);
+        q.body = std::move(body);
+        auto a = co_await perform(*r, h, slot, std::move(q), call);
+        if (!a.head.ok()) co_await refuse(*r, h, a, cat("to the upload of ", blob.digest.str(), " (", blob.size, " bytes)"));
+        co_await a.from->discard();
+    }
+};
 
 http::body_source reporting(http::body_source bytes, std::function<void(std::uint64_t)> progress) {
     if (!progress) return bytes;
@@ -154,9 +241,8 @@ async::task<push_outcome> do_push_blob(std::shared_ptr<registry_state> r, oci::r
     if (outcome != push_outcome::uploaded) co_return outcome;
     auto bytes = co_await open();  // no slot is held here
     if (bytes.length != blob.size) throw error{errc::corrupt, cat(plan.doing, ": ", blob.size, " bytes were declared, ", bytes.length, " are there")};
-    const auto source = reporting(std::move(bytes), o.call.progress);
-    const auto send = [&](host_state& h, socket_pool::lease& slot) { return upload(r, h, slot, ref, blob, source, o.call); };
-    co_await try_hosts(*r, plan, o.call, send);
+    upload u{.r = r, .ref = ref, .blob = blob, .bytes = reporting(std::move(bytes), o.call.progress), .call = o.call};
+    co_await try_hosts(*r, plan, o.call, [&u](host_state& h, socket_pool::lease& slot) { return u.attempt(h, slot); });
     co_return outcome;
 }
 

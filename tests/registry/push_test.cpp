@@ -77,6 +77,43 @@ CO_TEST_CASE(push_from_a_file) {
     co_await c.close();
 }
 
+CO_TEST_CASE(a_broken_upload_goes_on_where_the_server_has_it) {
+    fake_registry r;
+    registry::client c(options_for(rt, r));
+    const auto methods = [&] {
+        std::string out;
+        for (const auto& q : r.requests()) out += cat(q.method, ' ');
+        return out;
+    };
+    std::string bytes(3'000'000, 'x');
+    for (std::size_t i = 0; i < bytes.size(); i += 1000) bytes[i] = static_cast<char>(i / 1000);
+    // More cuts than attempts: each has brought some of it.
+    r.cut_uploads(700'000, 4);
+    BOOST_TEST((co_await c.push_blob(name, describe_blob(bytes), holding(bytes)) == registry::push_outcome::uploaded));
+    BOOST_TEST(r.has_blob(digest::of(bytes).str()));
+    BOOST_TEST(methods() == "HEAD POST PUT GET PATCH GET PATCH GET PATCH GET PATCH PUT ");
+    BOOST_TEST(r.requests().at(10).headers.at("content-range") == "2800000-2999999");
+    // All of it was there, and only the end is to be said.
+    r.forget_requests();
+    bytes += "more";
+    r.cut_uploads(bytes.size(), 1);
+    co_await c.push_blob(name, describe_blob(bytes), holding(bytes));
+    BOOST_TEST(methods() == "HEAD POST PUT GET PUT ");
+    BOOST_TEST(r.has_blob(digest::of(bytes).str()));
+    // The server has lost it: from the beginning.
+    r.forget_requests();
+    bytes += "still more";
+    r.cut_uploads(700'000, 1);
+    r.on_request([&](const fake_request& q) -> std::optional<fake_response> {
+        if (q.method == "GET") r.forget_uploads();
+        return std::nullopt;
+    });
+    co_await c.push_blob(name, describe_blob(bytes), holding(bytes));
+    BOOST_TEST(methods() == "HEAD POST PUT GET POST PUT ");
+    BOOST_TEST(r.has_blob(digest::of(bytes).str()));
+    co_await c.close();
+}
+
 CO_TEST_CASE(a_mount_saves_the_upload) {
     fake_registry r;
     registry::client c(options_for(rt, r));

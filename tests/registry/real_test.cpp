@@ -1,7 +1,12 @@
 #include "support/support.hpp"
 
+#include <algorithm>
+#include <set>
+
 #include "registry/fixture.hpp"
 #include "support/certs.hpp"
+#include "support/relay.hpp"
+#include "support/token_server.hpp"
 
 import cobuild.base;
 import cobuild.async;
@@ -114,6 +119,53 @@ CO_TEST_CASE(real_registry_tls_client_certificate_and_login) {
         1000);
     co_await wrong.close();
     co_await bare.close();
+}
+
+CO_TEST_CASE(real_registry_with_bearer_tokens) {
+    if (!docker_registry::available()) co_return;
+    test::scratch_dir dir;
+    const test::authority ours(dir.path(), "Ours");
+    const test::token_server tokens({.signer = ours.issue("signer", "DNS:signer"), .user = "u", .password = "p"});
+    const docker_registry r(dir / "r", {.token_realm = tokens.realm(), .token_ca = ours.cert()});
+    const registry::host_settings host{.host = r.host(), .plain_http = true};
+    co_await there_and_back(options_for(rt, host, "u", "p"), 3'000'000);
+    const auto asked = tokens.asked();
+    // A token for each set of scopes, and none asked for twice: pushes, the mount's two repositories, nothing else.
+    BOOST_TEST((std::set<std::string>(asked.begin(), asked.end()).size() == asked.size()));
+    BOOST_TEST((std::find(asked.begin(), asked.end(), "repository:dir/image:pull,push") != asked.end()));
+    // Who does not log in may pull.
+    registry::client guest(options_for(rt, host));
+    BOOST_TEST((co_await guest.resolve(name)).host == r.host());
+    const std::string bytes = "not for guests";
+    const auto holding = [&]() -> task<http::body_source> { co_return http::memory_body(bytes); };
+    auto e = co_await failure(guest.push_blob(name, describe_blob(oci::media::oci_layer, bytes), holding));
+    BOOST_TEST((e.kind() == errc::unauthorized));
+    BOOST_TEST(says(e, r.host()));
+    registry::client wrong(options_for(rt, host, "u", "wrong"));
+    e = co_await failure(wrong.resolve(name));
+    BOOST_TEST((e.kind() == errc::unauthorized));
+    co_await guest.close();
+    co_await wrong.close();
+}
+
+// Whether it takes up a broken upload or has lost it, the blob arrives.
+CO_TEST_CASE(real_registry_over_a_link_that_breaks) {
+    if (!docker_registry::available()) co_return;
+    test::scratch_dir dir;
+    const docker_registry r(dir / "r", {});
+    const int port = std::stoi(r.host().substr(r.host().find(':') + 1));
+    test::relay link(port, {.cut_after_upload = 2'000'000, .cuts = 1});
+    co_await there_and_back(options_for(rt, {.host = cat("127.0.0.1:", link.port()), .plain_http = true}), 5'000'000);
+    test::relay back(port, {.cut_after = 2'000'000, .cuts = 2});
+    registry::client c(options_for(rt, {.host = cat("127.0.0.1:", back.port()), .plain_http = true}));
+    const auto image = co_await c.fetch_image(name, oci::parse_platform("linux/amd64"));
+    std::uint64_t came = 0;
+    co_await c.fetch_blob(name, image.parsed.layers.at(0), [&came](chunk part) -> task<void> {
+        came += part.size();
+        co_return;
+    });
+    BOOST_TEST(came == 5'000'000U);
+    co_await c.close();
 }
 
 // O-RG-07

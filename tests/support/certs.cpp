@@ -104,6 +104,8 @@ docker_registry::docker_registry(std::filesystem::path dir, options o) {
             shell("htpasswd -Bbc " + (dir / "htpasswd").string() + " " + o.user + " " + o.password);
             config << "auth:\n  htpasswd: {realm: test, path: " << (dir / "htpasswd").string() << "}\n";
         }
+        if (!o.token_realm.empty())
+            config << "auth:\n  token: {realm: " << o.token_realm << ", service: test, issuer: test, rootcertbundle: " << o.token_ca << "}\n";
     }
     const auto file = (dir / "config.yml").string();
     pid_ = ::fork();

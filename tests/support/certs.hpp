@@ -31,6 +31,8 @@ public:
     struct options {
         std::string tls_cert, tls_key, client_ca;
         std::string user, password;  ///< with htpasswd
+        std::string token_realm;     ///< bearer tokens from there, for the service "test" by the issuer "test",
+        std::string token_ca;        ///< signed under this certificate
     };
     docker_registry(std::filesystem::path dir, options o);
     ~docker_registry();

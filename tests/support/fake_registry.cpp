@@ -91,6 +91,9 @@ struct fake_registry::state {
     std::size_t peak = 0, moving = 0, peak_moving = 0;
     unsigned connections = 0, uploads = 0;
     bool held = false;
+    std::map<std::string, std::string> begun;  // uploads by path
+    std::size_t cut_after = 0;
+    unsigned cuts = 0;
     std::atomic<bool> stopping{false};
     std::list<std::thread> threads;
     std::thread acceptor;
@@ -99,6 +102,7 @@ struct fake_registry::state {
     void accept_all();
     void serve(int fd, unsigned id);
     bool exchange(peer& p, std::string& in, unsigned id);
+    bool cut_upload(const fake_request& q, const std::string& body);
     bool send(peer& p, const fake_request& q, const fake_response& a, bool blob);
     fake_response answer(const fake_request& q, bool& blob);
     fake_response answer_blob(const fake_request& q, const std::string& digest, bool& blob);
@@ -189,6 +193,7 @@ bool fake_registry::state::exchange(peer& p, std::string& in, unsigned id) {
     const auto words = split(trim(lines[0]), ' ');
     q.method = words[0];
     const auto target = words.size() > 1 ? words[1] : std::string_view("/");
+    q.target = target;
     q.path = decode(target.substr(0, target.find('?')));
     if (const auto mark = target.find('?'); mark != std::string_view::npos)
         for (const auto pair : split(target.substr(mark + 1), '&'))
@@ -222,6 +227,7 @@ bool fake_registry::state::exchange(peer& p, std::string& in, unsigned id) {
         const auto n = p.read(piece, sizeof piece);
         if (n <= 0) return false;
         in.append(piece, static_cast<std::size_t>(n));
+        if (cut_upload(q, in)) return false;
     }
     q.body = in.substr(0, length);
     in.erase(0, length);
@@ -235,6 +241,16 @@ bool fake_registry::state::exchange(peer& p, std::string& in, unsigned id) {
     if (!a) a = answer(q, blob);
     if (q.method == "GET" && q.path.find("/blobs/") != std::string::npos && a->status < 300) blob = true;
     return send(p, q, *a, blob);
+}
+
+bool fake_registry::state::cut_upload(const fake_request& q, const std::string& body) {
+    const std::lock_guard lock(guard);
+    const auto found = begun.find(q.path);
+    if (cuts == 0 || found == begun.end() || body.size() < cut_after) return false;
+    --cuts;
+    found->second += body.substr(0, cut_after);
+    seen.push_back(q);
+    return true;
 }
 
 bool fake_registry::state::send(peer& p, const fake_request& q, const fake_response& a, bool blob) {
@@ -344,12 +360,25 @@ fake_response fake_registry::state::answer_upload(const fake_request& q, const s
     if (q.method == "POST") {
         if (const auto m = q.query.find("mount"); m != q.query.end() && blobs.contains(m->second))
             return {.status = 201, .headers = {{"Docker-Content-Digest", m->second}}};
-        return {.status = 202, .headers = {{"Location", cat("/v2/", repository, "/blobs/uploads/", ++uploads, "?state=x")}}};
+        const auto path = cat("/v2/", repository, "/blobs/uploads/", ++uploads);
+        begun[path];
+        return {.status = 202, .headers = {{"Location", path + "?state=x"}}};
     }
-    const auto d = digest::of(q.body).str();
-    if (q.method != "PUT" || !q.query.contains("digest") || q.query.at("digest") != d || !q.query.contains("state"))
-        return {.status = 400, .body = "{}"};
-    blobs[d] = q.body;
+    const auto found = begun.find(q.path);
+    if (found == begun.end() || !q.query.contains("state")) return not_found("BLOB_UPLOAD_UNKNOWN");
+    auto& bytes = found->second;
+    const auto range = cat("0-", bytes.empty() ? 0 : bytes.size() - 1);
+    if (q.method == "GET") return {.status = 204, .headers = {{"Location", q.path + "?state=y"}, {"Range", range}}};
+    if (q.method == "PATCH") {
+        if (q.headers.at("content-range") != cat(bytes.size(), '-', bytes.size() + q.body.size() - 1)) return {.status = 416};
+        bytes += q.body;
+        return {.status = 202, .headers = {{"Location", q.path + "?state=z"}}};
+    }
+    bytes += q.body;
+    const auto d = digest::of(bytes).str();
+    if (q.method != "PUT" || !q.query.contains("digest") || q.query.at("digest") != d) return {.status = 400, .body = "{}"};
+    blobs[d] = std::move(bytes);
+    begun.erase(found);
     return {.status = 201, .headers = {{"Docker-Content-Digest", d}}};
 }
 
@@ -374,6 +403,17 @@ fake_registry::~fake_registry() {
     for (auto& t : s.threads) t.join();
     ::close(s.listener);
     SSL_CTX_free(s.tls);
+}
+
+void fake_registry::cut_uploads(std::size_t after, unsigned times) {
+    const std::lock_guard lock(state_->guard);
+    state_->cut_after = after;
+    state_->cuts = times;
+}
+
+void fake_registry::forget_uploads() {
+    const std::lock_guard lock(state_->guard);
+    state_->begun.clear();
 }
 
 int fake_registry::port() const { return state_->port; }

@@ -19,6 +19,7 @@ namespace cobuild::test {
 
 struct fake_request {
     std::string method;
+    std::string target;                          ///< as it came
     std::string path;                            ///< without the query
     std::map<std::string, std::string> query;    ///< percent-decoded
     std::map<std::string, std::string> headers;  ///< names in lower case
@@ -80,6 +81,10 @@ public:
     /// While held, blob bodies stop after their first byte.
     void hold_blobs(bool held);
     void wait_for_blob_transfers(std::size_t n);
+    /// The next `times` uploads end after so many bytes of a body: these are kept, and the socket is closed.
+    void cut_uploads(std::size_t after, unsigned times);
+    /// Forgets the uploads that were begun.
+    void forget_uploads();
 
 private:
     struct state;

@@ -26,6 +26,8 @@ public:
         bool proxy = false;                  ///< waits for a CONNECT first
         int status = 200;                    ///< its answer to that
         std::size_t cut_after = 0;           ///< each connection is cut after so many bytes for the client; 0: never
+        std::size_t cut_after_upload = 0;    ///< the same for what the client sends
+        unsigned cuts = ~0U;                 ///< that many connections are cut, the others not
         std::chrono::milliseconds delay{0};  ///< of every piece for the client
     };
     relay(int target, options o) : target_(target), options_(o) {
@@ -116,9 +118,17 @@ private:
         return options_.status == 200;
     }
 
-    void pass(int client, int server) const {
+    bool cut(std::size_t passed, std::size_t limit) {
+        if (limit == 0 || passed <= limit) return false;
+        const std::lock_guard lock(guard_);
+        if (options_.cuts == 0) return false;
+        if (options_.cuts != ~0U) --options_.cuts;
+        return true;
+    }
+
+    void pass(int client, int server) {
         char piece[65536];
-        std::size_t given = 0;
+        std::size_t given = 0, taken = 0;
         for (;;) {
             pollfd both[2] = {{client, POLLIN, 0}, {server, POLLIN, 0}};
             if (::poll(both, 2, -1) < 0) return;
@@ -129,7 +139,10 @@ private:
                 if (i == 1) {
                     if (options_.delay.count() > 0) std::this_thread::sleep_for(options_.delay);
                     given += static_cast<std::size_t>(n);
-                    if (options_.cut_after != 0 && given > options_.cut_after) return;
+                    if (cut(given, options_.cut_after)) return;
+                } else {
+                    taken += static_cast<std::size_t>(n);
+                    if (cut(taken, options_.cut_after_upload)) return;
                 }
                 for (ssize_t sent = 0; sent < n;) {
                     const auto m = ::send(both[1 - i].fd, piece + sent, static_cast<std::size_t>(n - sent), MSG_NOSIGNAL);
