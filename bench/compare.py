@@ -25,8 +25,7 @@ SCRATCH = os.environ.get("SCRATCH", tempfile.gettempdir())
 ALL = ["run1", "run20", "cached20", "ctx20k", "ctx20k-same", "pull", "export"]
 GIB = int(os.environ.get("PULL_MIB", "1024")) << 20
 
-work = tempfile.mkdtemp(prefix="cobuild-bench-", dir=SCRATCH)
-port = None
+work = port = None  # of this run; bench/registry.py sets its own
 
 
 def disk(name):
@@ -334,7 +333,8 @@ def runtime_alone(tool):
 
 
 def main():
-    global port
+    global work, port
+    work = tempfile.mkdtemp(prefix="cobuild-bench-", dir=SCRATCH)
     names = sys.argv[1:] or ALL
     probe = socket.socket()
     probe.bind(("127.0.0.1", 0))
@@ -382,4 +382,5 @@ def main():
         shutil.rmtree(work, ignore_errors=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

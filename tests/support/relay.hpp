@@ -15,6 +15,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace cobuild::test {
@@ -28,7 +29,10 @@ public:
         std::size_t cut_after = 0;           ///< each connection is cut after so many bytes for the client; 0: never
         std::size_t cut_after_upload = 0;    ///< the same for what the client sends
         unsigned cuts = ~0U;                 ///< that many connections are cut, the others not
-        std::chrono::milliseconds delay{0};  ///< of every piece for the client
+        std::chrono::milliseconds delay{0};  ///< of every piece for the client, or with a window
+        std::size_t window = 0;              ///< of an answer's beginning and then of each so many bytes, as a long way is felt
+        std::chrono::milliseconds stall{0};  ///< nothing moves for so long
+        std::size_t stall_every = 0;         ///< after each so many bytes for the client
     };
     relay(int target, options o) : target_(target), options_(o) {
         listener_ = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -126,26 +130,42 @@ private:
         return true;
     }
 
+    /// How far one connection has come.
+    struct progress {
+        std::size_t given = 0, taken = 0, since_delay = 0, since_stall = 0;
+        bool asked = false;
+    };
+
+    /// False when the connection is to be cut.
+    bool hold_up(progress& p, bool for_client, std::size_t n) {
+        if (!for_client) {
+            p.asked = true;
+            return !cut(p.taken += n, options_.cut_after_upload);
+        }
+        p.since_delay += n;
+        if (options_.window == 0 || std::exchange(p.asked, false) || p.since_delay >= options_.window) {
+            p.since_delay = 0;
+            if (options_.delay.count() > 0) std::this_thread::sleep_for(options_.delay);
+        }
+        if (options_.stall_every != 0 && (p.since_stall += n) >= options_.stall_every) {
+            p.since_stall = 0;
+            std::this_thread::sleep_for(options_.stall);
+        }
+        return !cut(p.given += n, options_.cut_after);
+    }
+
     void pass(int client, int server) {
-        char piece[65536];
-        std::size_t given = 0, taken = 0;
+        std::vector<char> piece(std::size_t{256} << 10);
+        progress p;
         for (;;) {
             pollfd both[2] = {{client, POLLIN, 0}, {server, POLLIN, 0}};
             if (::poll(both, 2, -1) < 0) return;
             for (int i = 0; i < 2; ++i) {
                 if (both[i].revents == 0) continue;
-                const auto n = ::recv(both[i].fd, piece, sizeof piece, 0);
-                if (n <= 0) return;
-                if (i == 1) {
-                    if (options_.delay.count() > 0) std::this_thread::sleep_for(options_.delay);
-                    given += static_cast<std::size_t>(n);
-                    if (cut(given, options_.cut_after)) return;
-                } else {
-                    taken += static_cast<std::size_t>(n);
-                    if (cut(taken, options_.cut_after_upload)) return;
-                }
+                const auto n = ::recv(both[i].fd, piece.data(), options_.window == 0 ? std::size_t{65536} : piece.size(), 0);
+                if (n <= 0 || !hold_up(p, i == 1, static_cast<std::size_t>(n))) return;
                 for (ssize_t sent = 0; sent < n;) {
-                    const auto m = ::send(both[1 - i].fd, piece + sent, static_cast<std::size_t>(n - sent), MSG_NOSIGNAL);
+                    const auto m = ::send(both[1 - i].fd, piece.data() + sent, static_cast<std::size_t>(n - sent), MSG_NOSIGNAL);
                     if (m <= 0) return;
                     sent += m;
                 }
