@@ -31,6 +31,7 @@ public:
     struct options {
         std::string tls_cert, tls_key, client_ca;
         std::string user, password;  ///< with htpasswd
+        int port = 0;                ///< 0: any
     };
     docker_registry(std::filesystem::path dir, options o);
     ~docker_registry();
