@@ -30,6 +30,8 @@ struct engine_flags {
     void add_to(CLI::App& command);
     /// Reads the configuration, sets up the log, prints warnings. Throws for a bad file or flag.
     [[nodiscard]] config::configuration load() const;
+    /// Reads it again while all goes on: the log stays as it is, and gets the warnings.
+    [[nodiscard]] config::configuration reload() const;
 };
 
 /// What --check, --call and --print-llb ask for; nothing when it is a build. Throws errc::invalid for an unknown method.

@@ -61,9 +61,21 @@ void engine_flags::add_to(CLI::App& command) {
         ->group("Engine");
 }
 
+namespace {
+config::loaded read_settings(const engine_flags& f) {
+    const bool named = !f.config_file.empty();
+    return config::load(named ? std::filesystem::path(f.config_file) : config::default_path(), named, f.overrides);
+}
+}  // namespace
+
+config::configuration engine_flags::reload() const {
+    auto loaded = read_settings(*this);
+    for (const auto& w : loaded.warnings) log(log_level::warning, config::to_string(w));
+    return std::move(loaded.config);
+}
+
 config::configuration engine_flags::load() const {
-    const bool named = !config_file.empty();
-    auto loaded = config::load(named ? std::filesystem::path(config_file) : config::default_path(), named, overrides);
+    auto loaded = read_settings(*this);
     auto& c = loaded.config;
     set_log({.level = c.log.level.value_or(default_level), .format = c.log.format});
     for (const auto& w : loaded.warnings) std::cerr << config::to_string(w) << "\n";

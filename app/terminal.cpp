@@ -13,6 +13,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <string_view>
 #include <system_error>
@@ -70,6 +71,14 @@ struct interrupt::state {
     unique_fd signals;
     unique_fd wake_read, wake_write;
     std::thread thread;
+    std::mutex guard;
+    std::function<void()> hangup;
+
+    bool hung_up() {
+        const std::lock_guard lock(guard);
+        if (hangup) hangup();
+        return static_cast<bool>(hangup);
+    }
 
     void serve() {
         for (;;) {
@@ -79,6 +88,7 @@ struct interrupt::state {
             signalfd_siginfo info{};
             if (::read(signals.get(), &info, sizeof info) != static_cast<ssize_t>(sizeof info)) continue;
             const int number = static_cast<int>(info.ssi_signo);
+            if (number == SIGHUP && hung_up()) continue;
             int none = 0;
             if (!signal.compare_exchange_strong(none, number)) {
                 // Steps run below a process that dies with us, so leaving at once leaves nothing running.
@@ -107,6 +117,11 @@ interrupt::interrupt() : state_(std::make_unique<state>()) {
 interrupt::~interrupt() {
     state_->wake_write.reset();
     state_->thread.join();
+}
+
+void interrupt::on_hangup(std::function<void()> f) {
+    const std::lock_guard lock(state_->guard);
+    state_->hangup = std::move(f);
 }
 
 async::cancel_token interrupt::token() const { return state_->source.token(); }

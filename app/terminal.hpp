@@ -33,6 +33,8 @@ public:
     interrupt(const interrupt&) = delete;
     interrupt& operator=(const interrupt&) = delete;
     [[nodiscard]] async::cancel_token token() const;
+    /// SIGHUP calls `f` from now on, on a thread of its own, and ends nothing. `f` does not throw.
+    void on_hangup(std::function<void()> f);
     /// The signal that came, 0 when none.
     [[nodiscard]] int signal() const;
 

@@ -73,6 +73,11 @@ public:
 
     /// A build that its caller drives, on the engine's io thread. It must have ended before close().
     virtual std::shared_ptr<job> start(job_options options) = 0;
+    /// Registry sections (mirrors, certificates, http, insecure) are those of `settings` from now on, and certificates are read anew;
+    /// transfers under way end as they began. Nothing else of it counts.
+    virtual async::task<void> reload(config::configuration settings) = 0;
+    /// What the engine is doing right now, for who looks at it from outside; on the engine's io thread.
+    [[nodiscard]] virtual activity current() const = 0;
     /// The engine's threads, for who runs beside it.
     virtual async::runtime& runtime() = 0;
 

@@ -5,6 +5,9 @@
 /// Return gives its result. A *session* is a tunnel in which the roles are exchanged: the client serves its files, secrets,
 /// logins and ssh agents, and takes what is exported to it.
 ///
+/// Beside it: gRPC's health and reflection services, OpenTelemetry's traces (taken and dropped), and the debug listener, plain
+/// HTTP (metrics, the graph, what waits for what).
+///
 /// Follows moby/buildkit's api/services/control and frontend/gateway; docs/daemon.md lists what is not there.
 /// Threads: everything on the engine's io thread. A client that goes away ends its build, unless another waits for the same
 /// steps. Limits: a message 16 MiB, a build's kept output 64 MiB (the oldest is dropped), waiting for a session 5 s.
@@ -34,6 +37,11 @@ public:
     virtual ~daemon() = default;
     /// Where it listens, as one writes it: "unix:///run/...", "tcp://127.0.0.1:1234".
     [[nodiscard]] virtual std::vector<std::string> addresses() const = 0;
+    /// Of the debug listener (settings.grpc.debug_address); empty without one.
+    [[nodiscard]] virtual std::string debug_address() const = 0;
+    /// Takes over the registry sections and the TLS files of `settings`: for connections and registry calls from now on. Throws for
+    /// files that cannot be read or used, and then leaves all as it was.
+    virtual async::task<void> reload(config::configuration settings) = 0;
     /// Takes no more connections; builds under way may end within `grace`, then they are cancelled. Sockets are removed.
     virtual async::task<void> stop(nanoseconds grace) = 0;
 };

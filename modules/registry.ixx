@@ -25,6 +25,7 @@ module;
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 export module cobuild.registry;
@@ -225,6 +226,13 @@ struct copy_options {
     std::function<void(const oci::descriptor&, push_outcome)> done;
 };
 
+/// Of one registry's hosts.
+struct socket_use {
+    std::size_t open = 0;     ///< idle ones included
+    std::size_t peak = 0;     ///< the most there ever were
+    std::size_t waiting = 0;  ///< calls that wait for a slot
+};
+
 class client {
 public:
     explicit client(options o);
@@ -270,6 +278,12 @@ public:
     [[nodiscard]] std::size_t open_sockets(std::string_view domain) const;
     /// The most there ever were.
     [[nodiscard]] std::size_t peak_sockets(std::string_view domain) const;
+    /// A line for each registry: its sockets now and at most ever, calls that wait for one. Roughly, as open_sockets().
+    [[nodiscard]] std::vector<std::pair<std::string, socket_use>> sockets() const;
+
+    /// From now on calls ask the hosts that `hosts` names, and read certificates anew; calls under way end as they began. Sockets
+    /// are counted on as before. Throws what `hosts` throws.
+    async::task<void> reload(host_resolver hosts);
     /// Closes idle sockets; one in use closes with its call.
     async::task<void> close();
 

@@ -19,6 +19,7 @@ module;
 #include <optional>
 #include <string>
 #include <string_view>
+#include <vector>
 
 export module cobuild.rpc;
 
@@ -108,6 +109,16 @@ public:
 
     /// Serves a connected stream socket.
     void adopt(unique_fd connection);
+    /// For connections from now on. Throws errc::invalid for texts that are no certificate and key; the old ones stay then. Only of a
+    /// server that was made with TLS.
+    void set_security(tls fresh);
+    /// A call under way.
+    struct open_call {
+        std::string method;
+        nanoseconds age{};
+    };
+    /// The oldest first.
+    [[nodiscard]] std::vector<open_call> open_calls() const;
     /// Takes no more connections or calls, lets those under way end within `grace`, then cancels them; waits for all.
     async::task<void> stop(nanoseconds grace);
     [[nodiscard]] std::size_t calls() const noexcept;

@@ -11,6 +11,7 @@
 #include <functional>
 #include <iostream>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,7 +35,8 @@ import cobuild.daemon;
 namespace cobuild::app {
 namespace {
 
-constexpr auto grace = std::chrono::seconds{10};
+/// For builds under way when it is told to end: less than the ten seconds after which `docker stop` kills.
+constexpr auto grace = std::chrono::seconds{7};
 
 /// sd_notify(3) without the library: one datagram to $NOTIFY_SOCKET.
 void notify(std::string_view what) {
@@ -75,7 +77,7 @@ struct daemon_flags {
         };
         list("--addr", o.addr, "Where to listen: unix:///PATH, tcp://HOST:PORT, fd:// (may repeat)");
         text("--group", o.group, "Group that may use the socket, by name or number");
-        text("--debugaddr", o.debugaddr, "Address of the debug listener (not built yet)")->envname("BUILDKITD_DEBUGADDR");
+        text("--debugaddr", o.debugaddr, "HOST:PORT of the debug listener: /metrics, /debug/")->envname("BUILDKITD_DEBUGADDR");
         text("--tlscert", o.tlscert, "Certificate of the tcp listeners");
         text("--tlskey", o.tlskey, "Its key");
         text("--tlscacert", o.tlscacert, "Authority that clients' certificates must be signed by");
@@ -116,24 +118,75 @@ async::task<void> until(async::cancel_token stop) {
     co_await over->wait();
 }
 
-async::task<void> serve(std::shared_ptr<build::engine> engine, daemon::options o, async::cancel_token stop) {
+/// SIGHUPs on their way from the thread that takes signals to the coroutine that answers them; those that come meanwhile are one.
+class hangups {
+public:
+    void arrived() {
+        const std::lock_guard lock(guard_);
+        next_->set();
+    }
+    async::task<void> wait() {
+        const auto event = next();
+        co_await event->wait();
+        const std::lock_guard lock(guard_);
+        next_ = std::make_shared<async::event>();
+    }
+
+private:
+    std::shared_ptr<async::event> next() {
+        const std::lock_guard lock(guard_);
+        return next_;
+    }
+    std::mutex guard_;
+    std::shared_ptr<async::event> next_ = std::make_shared<async::event>();
+};
+
+async::task<void> reload_on_hangup(std::shared_ptr<daemon::daemon> d, async::executor ex, std::shared_ptr<hangups> signals,
+                                   const engine_flags& flags) {
+    for (;;) {
+        co_await signals->wait();
+        notify("RELOADING=1");
+        try {
+            auto settings = flags.reload();
+            co_await async::on(ex, d->reload(std::move(settings)));
+            log(log_level::info, "registry settings and certificates were read anew");
+        } catch (const error& e) {
+            if (e.kind() == errc::canceled) throw;
+            log(log_level::error, "the settings could not be read anew; the old ones stay", {{"error", e.what()}});
+        }
+        notify("READY=1");
+    }
+}
+
+async::task<void> serve(std::shared_ptr<build::engine> engine, daemon::options o, std::shared_ptr<hangups> signals, const engine_flags& flags,
+                        async::cancel_token stop) {
     const auto ex = engine->runtime().get_executor();
     const auto d = co_await async::on(ex, daemon::daemon::open(std::move(o)));
     for (const auto& a : d->addresses()) log(log_level::info, cat("running server on ", a));
+    if (!d->debug_address().empty()) log(log_level::info, cat("debug listener on ", d->debug_address()));
+    async::task_group reloading(co_await async::current_executor, true);
+    reloading.spawn(reload_on_hangup(d, ex, std::move(signals), flags));
     notify("READY=1");
     co_await until(std::move(stop));
     notify("STOPPING=1");
     log(log_level::info, "stopping server");
     co_await async::no_cancel;
+    reloading.cancel();
+    try {
+        co_await reloading.join();
+    } catch (const std::exception&) {
+        // Cancelled, that is all.
+    }
     co_await async::on(ex, d->stop(grace));
 }
 
-async::task<int> run_engine(build::engine_options options, daemon::options o, async::cancel_token stop) {
+async::task<int> run_engine(build::engine_options options, daemon::options o, std::shared_ptr<hangups> signals, const engine_flags& flags,
+                            async::cancel_token stop) {
     auto engine = co_await build::engine::open(std::move(options));
     std::exception_ptr failed;
     try {
         o.engine = engine;
-        co_await serve(engine, std::move(o), std::move(stop));
+        co_await serve(engine, std::move(o), std::move(signals), flags, std::move(stop));
     } catch (...) {
         failed = std::current_exception();
     }
@@ -168,13 +221,17 @@ int run(int argc, char** argv) {
         flags.engine.overrides.log_level = level;
     build::engine_options options;
     options.settings = flags.engine.load();
+    // Who starts it under that name means BuildKit's directory: the volume that buildx gives its containers.
+    if (as_buildkitd) options.root = options.settings.root;
     daemon::options o;
     o.settings = options.settings;
     o.root = build::state_directory(options).string();
     o.allow_insecure_tcp = flags.allow_insecure_tcp;
     o.as_buildkitd = as_buildkitd;
+    const auto signals = std::make_shared<hangups>();
+    stop.on_hangup([signals] { signals->arrived(); });
     async::runtime here({.max_blocking_threads = 1});
-    return here.block_on(run_engine(std::move(options), std::move(o), stop.token()));
+    return here.block_on(run_engine(std::move(options), std::move(o), signals, flags.engine, stop.token()));
 }
 
 }  // namespace

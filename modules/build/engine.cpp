@@ -89,6 +89,12 @@ async::task<std::string> read_part(parts& p, std::string id, std::uint64_t offse
     });
 }
 
+async::task<void> reload_registries(parts& p, config::configuration settings) {
+    // The rest of the settings stays as it was opened with: only what a registry's strand asks for is replaced.
+    co_await p.registry->reload(registry::configured_hosts(settings));
+    p.settings.registries = std::move(settings.registries);
+}
+
 class engine_impl final : public engine, public std::enable_shared_from_this<engine_impl> {
 public:
     explicit engine_impl(config::configuration settings) : parts_(std::make_unique<parts>(std::move(settings))) {}
@@ -140,6 +146,16 @@ public:
                                   [id = std::move(id), offset, size](parts& p) mutable { return read_part(p, std::move(id), offset, size); });
     }
     std::shared_ptr<job> start(job_options options) override { return make_job(*parts_, std::move(options)); }
+    async::task<void> reload(config::configuration settings) override {
+        return enter<void>(shared_from_this(),
+                           [settings = std::move(settings)](parts& p) mutable { return reload_registries(p, std::move(settings)); });
+    }
+    [[nodiscard]] activity current() const override {
+        activity out;
+        for (const auto& [domain, use] : parts_->registry->sockets()) out.registries.push_back({domain, use.open, use.peak, use.waiting});
+        out.waits = parts_->solver->debug_dump();
+        return out;
+    }
     async::runtime& runtime() override { return parts_->runtime; }
     async::task<void> close() override { return close_once(shared_from_this()); }
 

@@ -145,6 +145,19 @@ struct blob_info {
     std::uint64_t size = 0;
 };
 
+/// A moment of the engine, for monitoring.
+struct activity {
+    /// Sockets to the hosts of one registry.
+    struct registry {
+        std::string domain;
+        std::size_t open = 0, peak = 0;  ///< now, and the most there ever were
+        std::size_t waiting = 0;         ///< calls that wait for a slot
+    };
+    std::vector<registry> registries;
+    /// What every vertex that is not finished waits for, a line each.
+    std::string waits;
+};
+
 struct prune_options {
     bool all = false;                       ///< also what images built here are made of
     nanoseconds keep_duration{0};           ///< keep what was used since

@@ -25,6 +25,7 @@ std::shared_ptr<build_state> builds::add(std::string ref) {
     auto made = std::make_shared<build_state>();
     made->ref = ref;
     known_[ref] = made;
+    ++begun_;
     if (const auto waiting = awaited_.extract(ref); !waiting.empty()) waiting.mapped()->set();
     return made;
 }

@@ -17,8 +17,6 @@ module;
 #include <boost/asio/awaitable.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 
-#include "session.pb.h"
-
 module cobuild.daemon;
 
 import cobuild.fs;
@@ -37,12 +35,6 @@ world::world(options o, std::string worker)
 
 namespace {
 
-async::task<std::string> healthy(std::string) {
-    moby::session::HealthCheckResponse out;
-    out.set_status(moby::session::HealthCheckResponse::SERVING);
-    co_return out.SerializeAsString();
-}
-
 async::task<rpc::status> unknown_method(std::shared_ptr<rpc::call> c) {
     co_return rpc::status{rpc::code::unimplemented, cat("the method ", c->method(), " is not supported"), {}};
 }
@@ -58,7 +50,7 @@ async::task<rpc::status> route(std::shared_ptr<world> w, std::shared_ptr<rpc::ca
         if (const auto m = bridge_method(name.substr(bridge.size()))) return m(std::move(w), std::move(c));
     if (name.starts_with(content))
         if (const auto m = content_method(name.substr(content.size()))) return m(std::move(w), std::move(c));
-    if (name == "/grpc.health.v1.Health/Check") return rpc::unary(std::move(c), healthy);
+    if (const auto m = common_method(name)) return m(std::move(w), std::move(c));
     return unknown_method(std::move(c));
 }
 
@@ -99,10 +91,30 @@ public:
         for (auto& l : listeners_) accepting_.spawn(accept(world_->ex, l.fd.duplicate(), l.tls ? secure_ : plain_));
     }
 
+    /// After the others; `l` stays open until stop().
+    void debug_on(listener l) {
+        const auto calls = [plain = plain_, secure = secure_] {
+            auto out = plain->open_calls();
+            if (secure)
+                for (auto& c : secure->open_calls()) out.push_back(std::move(c));
+            return out;
+        };
+        accepting_.spawn(serve_debug(world_, calls, l.fd.duplicate()));
+        debug_.emplace(std::move(l));
+    }
+
     [[nodiscard]] std::vector<std::string> addresses() const override {
         std::vector<std::string> out;
         for (const auto& l : listeners_) out.push_back(l.address);
         return out;
+    }
+
+    [[nodiscard]] std::string debug_address() const override { return debug_ ? debug_->address : std::string(); }
+
+    async::task<void> reload(config::configuration settings) override {
+        // Files first: what cannot be read leaves all as it was.
+        if (auto security = read_tls(settings.grpc.tls); security && secure_) secure_->set_security(std::move(*security));
+        co_await world_->given.engine->reload(std::move(settings));
     }
 
     async::task<void> stop(nanoseconds grace) override {
@@ -114,6 +126,7 @@ public:
             // Cancelled, that is all.
         }
         listeners_.clear();
+        debug_.reset();
         // Idle clients keep streams open for ever: only builds are worth waiting for.
         const auto patience = world_->builds.running() > 0 ? grace : nanoseconds{0};
         if (secure_) co_await secure_->stop(patience);
@@ -145,6 +158,7 @@ private:
     std::shared_ptr<world> world_;
     unique_fd lock_;
     std::vector<listener> listeners_;
+    std::optional<listener> debug_;
     std::shared_ptr<rpc::server> plain_, secure_;
     async::task_group accepting_;
 };
@@ -155,7 +169,11 @@ async::task<std::shared_ptr<daemon>> open_here(options o) {
     auto listeners = open_listeners(o);
     auto w = std::make_shared<world>(o, worker_id(o.root));
     w->disk = fs::disk_space(o.root).total;
-    co_return std::make_shared<daemon_impl>(std::move(w), std::move(lock), std::move(listeners), std::move(security));
+    std::optional<listener> debug;
+    if (!o.settings.grpc.debug_address.empty()) debug.emplace(open_debug_listener(o.settings.grpc.debug_address, o));
+    auto out = std::make_shared<daemon_impl>(std::move(w), std::move(lock), std::move(listeners), std::move(security));
+    if (debug) out->debug_on(std::move(*debug));
+    co_return out;
 }
 
 }  // namespace

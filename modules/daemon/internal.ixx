@@ -140,8 +140,13 @@ public:
     /// Forgets what ended ten seconds ago.
     void sweep();
     [[nodiscard]] std::size_t running() const;
+    /// Those that run and those that ended a moment ago.
+    [[nodiscard]] const std::map<std::string, std::shared_ptr<build_state>>& known() const { return known_; }
+    /// Since the daemon started.
+    [[nodiscard]] std::uint64_t begun() const { return begun_; }
 
 private:
+    std::uint64_t begun_ = 0;
     std::map<std::string, std::shared_ptr<build_state>> known_;
     std::map<std::string, std::shared_ptr<async::event>> awaited_;
     std::deque<std::pair<std::chrono::steady_clock::time_point, std::string>> ended_;
@@ -232,6 +237,8 @@ struct listener {
     ~listener();
 };
 std::vector<listener> open_listeners(const options& o);
+/// --debugaddr: HOST:PORT, tcp:// or unix://; who reaches it reads what the daemon does, and no more.
+listener open_debug_listener(std::string address, const options& o);
 std::optional<rpc::tls> read_tls(const config::tls_table& files);
 
 // ---------------------------------------------------------------- services
@@ -241,6 +248,21 @@ using method = std::function<async::task<rpc::status>(std::shared_ptr<world>, st
 method control_method(std::string_view name);
 method bridge_method(std::string_view name);
 method content_method(std::string_view name);
+/// By the whole path: what every gRPC server answers (health, reflection), and traces, which are taken and dropped.
+method common_method(std::string_view path);
+
+// ---------------------------------------------------------------- the debug listener
+
+using calls_under_way = std::function<std::vector<rpc::server::open_call>()>;
+/// Answers GETs of HTTP/1.1 until cancelled: /metrics and /debug/..., docs/daemon.md lists them.
+async::task<void> serve_debug(std::shared_ptr<world> w, calls_under_way calls, unique_fd listening);
+/// The answer to a GET of `path`, its type before it; empty where there is nothing.
+struct debug_answer {
+    int status = 200;
+    std::string type = "text/plain; charset=utf-8";
+    std::string body;
+};
+debug_answer debug_page(world& w, const std::vector<rpc::server::open_call>& calls, std::string_view path);
 /// Serialized WorkerRecord and BuildkitVersion.
 std::string worker_record(const world& w);
 std::string version_record();

@@ -14,6 +14,7 @@ module;
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -91,7 +92,18 @@ std::string text_of(const sockaddr_storage& a, socklen_t size) {
     return cat("tcp://", six ? "[" : "", host, six ? "]" : "", ":", port);
 }
 
-listener listen_tcp(std::string_view where, const options& o) {
+/// Plain tcp beyond loopback is root for everybody who reaches it.
+void judge_plain_tcp(std::string_view where, const options& o) {
+    if (!o.allow_insecure_tcp && !o.as_buildkitd)
+        throw error{errc::permission, cat("tcp://", where,
+                                          " without TLS lets everybody who reaches it become root here: give --tlscert, --tlskey and "
+                                          "--tlscacert, or --allow-insecure-tcp")};
+    log(log_level::warning,
+        "the API is served over plain tcp: everybody who reaches this address becomes root here; give --tlscert, --tlskey and --tlscacert",
+        {{"address", cat("tcp://", where)}});
+}
+
+listener listen_tcp(std::string_view where, bool secure, const std::function<void()>& beyond_loopback) {
     const auto colon = where.rfind(':');
     if (colon == std::string_view::npos) throw error{errc::invalid, cat("the address tcp://", where, ": HOST:PORT is expected")};
     std::string host(where.substr(0, colon));
@@ -105,16 +117,7 @@ listener listen_tcp(std::string_view where, const options& o) {
     if (const int rc = ::getaddrinfo(host.empty() ? nullptr : host.c_str(), port.c_str(), &hints, &found); rc != 0)
         throw error{errc::invalid, cat("the address tcp://", where, ": ", ::gai_strerror(rc))};
     const std::unique_ptr<addrinfo, void (*)(addrinfo*)> all(found, ::freeaddrinfo);
-    const bool secure = !o.settings.grpc.tls.cert.empty();
-    if (!secure && !is_loopback(found->ai_addr)) {
-        if (!o.allow_insecure_tcp && !o.as_buildkitd)
-            throw error{errc::permission, cat("tcp://", where,
-                                              " without TLS lets everybody who reaches it become root here: give --tlscert, --tlskey and "
-                                              "--tlscacert, or --allow-insecure-tcp")};
-        log(log_level::warning,
-            "the API is served over plain tcp: everybody who reaches this address becomes root here; give --tlscert, --tlskey and --tlscacert",
-            {{"address", cat("tcp://", where)}});
-    }
+    if (!is_loopback(found->ai_addr)) beyond_loopback();
     listener out;
     out.tls = secure;
     out.fd.reset(::socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
@@ -161,18 +164,31 @@ std::vector<listener> open_listeners(const options& o) {
     std::vector<listener> out;
     auto addresses = o.settings.grpc.address;
     if (addresses.empty()) addresses.emplace_back(o.as_buildkitd ? "unix:///run/buildkit/buildkitd.sock" : "unix:///run/cobuild/cobuildd.sock");
+    const bool secure = !o.settings.grpc.tls.cert.empty();
     for (const auto& a : addresses) {
         const std::string_view address = a;
         if (address.starts_with("unix://"))
             out.push_back(listen_unix(std::string(address.substr(7)), o.settings.grpc));
         else if (address.starts_with("tcp://"))
-            out.push_back(listen_tcp(address.substr(6), o));
+            out.push_back(listen_tcp(address.substr(6), secure, [&] {
+                if (!secure) judge_plain_tcp(address.substr(6), o);
+            }));
         else if (address == "fd://")
             for (auto& l : take_activated(o)) out.push_back(std::move(l));
         else
             throw error{errc::invalid, cat("the address ", quoted(address), ": unix:///PATH, tcp://HOST:PORT or fd:// is expected")};
     }
     return out;
+}
+
+listener open_debug_listener(std::string address, const options& o) {
+    if (address.find("://") == std::string::npos) address = cat("tcp://", address);
+    if (address.starts_with("unix://")) return listen_unix(address.substr(7), o.settings.grpc);
+    if (!address.starts_with("tcp://"))
+        throw error{errc::invalid, cat("--debugaddr ", quoted(address), ": HOST:PORT, tcp://HOST:PORT or unix:///PATH is expected")};
+    return listen_tcp(std::string_view(address).substr(6), false, [&] {
+        log(log_level::warning, "everybody who reaches the debug listener can read what this daemon builds", {{"address", address}});
+    });
 }
 
 std::optional<rpc::tls> read_tls(const config::tls_table& files) {

@@ -78,7 +78,7 @@ provenance_options parse_provenance(const std::map<std::string, std::string>& pa
             out.filename = value;
         } else if (key == "capture-usage") {
             if (parse_bool(key, value)) throw error{errc::unsupported, "provenance: capture-usage is not supported yet"};
-        } else if (key != "disabled") {
+        } else if (key != "disabled" && !(key == "type" && value == "provenance")) {  // buildx passes the flag's text on as it is
             static constexpr std::string_view known[] = {
                 "mode", "version", "inline-only", "reproducible", "builder-id", "complete-materials", "filename", "capture-usage"};
             const auto near = nearest(key, known);

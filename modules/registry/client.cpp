@@ -23,6 +23,7 @@ namespace cobuild::registry {
 
 struct client::state {
     std::shared_ptr<const options> opts;
+    host_resolver hosts;  // in force now
     mutable std::mutex guard;
     std::map<std::string, std::shared_ptr<registry_state>, std::less<>> registries;
 
@@ -45,14 +46,31 @@ struct client::state {
         r->opts = opts;
         r->strand = boost::asio::make_strand(opts->executor);
         r->pool = std::make_shared<socket_pool>(r->strand, opts->limits, opts->idle_close);
-        for (auto& settings : opts->hosts(domain)) {
+        add_hosts(*r);
+        return r;
+    }
+
+    void add_hosts(registry_state& r) const {
+        for (auto& settings : hosts(r.domain)) {
             auto h = std::make_unique<host_state>();
             const bool tls = !settings.plain_http || settings.try_https_first;
             h->endpoint = http::parse_endpoint(settings.host, tls);
             h->settings = std::move(settings);
             if (h->settings.try_https_first) h->settings.insecure = true;
-            r->hosts.push_back(std::move(h));
+            r.hosts.push_back(std::move(h));
         }
+    }
+
+    /// The same registry with the hosts in force now: its sockets are counted on.
+    std::shared_ptr<registry_state> renewed(const registry_state& old) const {
+        auto r = std::make_shared<registry_state>();
+        r->domain = old.domain;
+        r->opts = old.opts;
+        r->strand = old.strand;
+        r->pool = old.pool;
+        r->far_pools = old.far_pools;
+        r->seen_in = old.seen_in;
+        add_hosts(*r);
         return r;
     }
 };
@@ -82,7 +100,10 @@ async::task<void> run_at_exit(std::shared_ptr<registry_state> r, F f) {
 }
 }  // namespace
 
-client::client(options o) : state_(std::make_shared<state>()) { state_->opts = std::make_shared<const options>(completed(std::move(o))); }
+client::client(options o) : state_(std::make_shared<state>()) {
+    state_->opts = std::make_shared<const options>(completed(std::move(o)));
+    state_->hosts = state_->opts->hosts;
+}
 client::~client() = default;
 
 async::task<resolved> client::resolve(oci::reference ref, call_options call) {
@@ -218,6 +239,32 @@ std::size_t client::open_sockets(std::string_view domain) const {
 std::size_t client::peak_sockets(std::string_view domain) const {
     const auto r = state_->find(domain);
     return r ? r->pool->peak() : 0;
+}
+
+std::vector<std::pair<std::string, socket_use>> client::sockets() const {
+    const std::lock_guard lock(state_->guard);
+    std::vector<std::pair<std::string, socket_use>> out;
+    for (const auto& [domain, r] : state_->registries) out.push_back({domain, {r->pool->open(), r->pool->peak(), r->pool->waiting()}});
+    return out;
+}
+
+async::task<void> client::reload(host_resolver hosts) {
+    std::vector<std::shared_ptr<registry_state>> all;
+    {
+        const std::lock_guard lock(state_->guard);
+        state_->hosts = std::move(hosts);
+        for (const auto& [domain, r] : state_->registries) all.push_back(r);
+    }
+    for (const auto& r : all) {
+        const auto strand = r->strand;
+        co_await async::on(strand, run_at_exit(r, [self = state_](registry_state& old) {
+                               old.pool->close_idle();
+                               for (const auto& [origin, pool] : old.far_pools) pool->close_idle();
+                               auto fresh = self->renewed(old);
+                               const std::lock_guard lock(self->guard);
+                               self->registries[old.domain] = std::move(fresh);
+                           }));
+    }
 }
 
 async::task<void> client::close() {

@@ -62,6 +62,7 @@ public:
     void close_idle();
     [[nodiscard]] std::size_t open() const noexcept { return count_->now; }
     [[nodiscard]] std::size_t peak() const noexcept { return count_->peak; }
+    [[nodiscard]] std::size_t waiting() const noexcept { return transfers_.waiting() + total_.waiting(); }
 
 private:
     struct counter {

@@ -2,14 +2,17 @@ module;
 #include <fcntl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <cstddef>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <grpcpp/generic/async_generic_service.h>
 #include <grpcpp/server_posix.h>
@@ -145,12 +148,14 @@ struct server::state : std::enable_shared_from_this<server::state> {
         co_await async::no_cancel;
         status result;
         std::exception_ptr failed;
+        self->open[c.get()] = std::chrono::steady_clock::now();
         try {
             result = co_await async::linked(c->cancelled(), self->serve(c));
         } catch (...) {
             failed = std::current_exception();
         }
         if (failed) result = to_status(describe(failed));
+        self->open.erase(c.get());
         co_await c->finish(std::move(result));
     }
 
@@ -162,7 +167,8 @@ struct server::state : std::enable_shared_from_this<server::state> {
     async::blocking_pool& pool;
     handler serve;
     service methods;
-    std::unique_ptr<boost::asio::ssl::context> security;
+    std::shared_ptr<boost::asio::ssl::context> security;
+    std::map<const server_call*, std::chrono::steady_clock::time_point> open;  ///< calls under way
     std::unique_ptr<grpc::Server> grpc;
     async::task_group secured{ex, true};
     async::task_group running;
@@ -185,8 +191,8 @@ int choose_h2(SSL*, const unsigned char** out, unsigned char* size, const unsign
     return SSL_TLSEXT_ERR_OK;
 }
 
-std::unique_ptr<ssl::context> make_context(const tls& t) {
-    auto out = std::make_unique<ssl::context>(ssl::context::tls_server);
+std::shared_ptr<ssl::context> make_context(const tls& t) {
+    auto out = std::make_shared<ssl::context>(ssl::context::tls_server);
     const auto text = [](const std::string& pem) { return boost::asio::buffer(pem); };
     try {
         out->set_options(ssl::context::no_tlsv1 | ssl::context::no_tlsv1_1);
@@ -220,7 +226,8 @@ async::task<void> server::state::secure(std::shared_ptr<state> self, unique_fd c
     sockaddr_storage address{};
     socklen_t size = sizeof address;
     if (::getsockname(connection.get(), reinterpret_cast<sockaddr*>(&address), &size) != 0) co_return;
-    auto stream = std::make_shared<secure_stream>(self->ex, *self->security);
+    const auto context = self->security;  // it may be replaced meanwhile
+    auto stream = std::make_shared<secure_stream>(self->ex, *context);
     stream->lowest_layer().assign(boost::asio::generic::stream_protocol(address.ss_family, 0), connection.get());
     (void)connection.release();
     try {
@@ -272,6 +279,19 @@ void server::adopt(unique_fd connection) {
         state_->secured.spawn(state::secure(state_, std::move(connection)));
     else
         grpc::AddInsecureChannelFromFd(state_->grpc.get(), connection.release());
+}
+
+void server::set_security(tls fresh) {
+    if (!state_->security) throw error{errc::internal, "a server without TLS was given certificates"};
+    state_->security = make_context(fresh);
+}
+
+std::vector<server::open_call> server::open_calls() const {
+    const auto now = std::chrono::steady_clock::now();
+    std::vector<open_call> out;
+    for (const auto& [call, since] : state_->open) out.push_back({call->method(), std::chrono::duration_cast<nanoseconds>(now - since)});
+    std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.age > b.age; });
+    return out;
 }
 
 async::task<void> server::stop(nanoseconds grace) {

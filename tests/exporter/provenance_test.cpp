@@ -135,6 +135,9 @@ BOOST_AUTO_TEST_CASE(parameters) {
     BOOST_TEST(all.reproducible);
     BOOST_TEST(all.builder_id == "a,b");
     for (const auto* bad : {"mode=some", "version=v2", "mod=max", "inline-only=perhaps"}) BOOST_CHECK_THROW((void)parse(bad), error);
+    // buildx 0.13 sends --attest's text whole.
+    BOOST_TEST(parse("type=provenance,mode=max").value().max);
+    BOOST_CHECK_THROW((void)parse("type=sbom"), error);
     BOOST_CHECK_THROW((void)exporter::parse_attests({{"sbom", ""}}, false), error);
     BOOST_CHECK_THROW((void)exporter::parse_attests({{"vex", ""}}, false), error);
     BOOST_TEST(!exporter::parse_attests({{"sbom", "false"}}, false).provenance.has_value());

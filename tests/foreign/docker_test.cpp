@@ -1,5 +1,5 @@
 // A real Docker engine, unpacked aside by ./dev setup, loads and runs what we write.
-#include "support/program.hpp"
+#include "foreign/engine.hpp"
 
 #include <unistd.h>
 
@@ -13,76 +13,6 @@
 
 using namespace cobuild::test;
 namespace stdfs = std::filesystem;
-
-namespace {
-
-/// $COBUILD_DOCKER_DIR, else build/tools/docker of the source tree; empty where there is no engine.
-std::string docker_dir() {
-    const char* given = std::getenv("COBUILD_DOCKER_DIR");
-    const char* source = std::getenv("COBUILD_SOURCE_DIR");
-    const std::string dir = given != nullptr ? given : std::string(source != nullptr ? source : ".") + "/build/tools/docker";
-    if (stdfs::exists(dir + "/usr/sbin/dockerd")) return stdfs::absolute(dir).string();
-    BOOST_TEST_MESSAGE("skipped: no Docker engine in " << dir << " (./dev setup)");
-    return {};
-}
-
-/// An engine in a PID namespace of its own, so that nothing of it outlives this: no bridge, no firewall rules, all its files in
-/// one directory.
-class docker_engine {
-public:
-    docker_engine(workshop& place, const std::string& dir) : place_(place) {
-        environment = {"DOCKER_HOST=unix://" + place.path("docker/sock"), "PATH=" + dir + "/usr/bin:" + dir + "/usr/sbin:" + std::getenv("PATH")};
-        stdfs::create_directories(place / "docker/cgroups");
-        auto o = place.options(environment);
-        o.limit = std::chrono::seconds(600);
-        // Its own /run, or it would meet another engine's containerd; the parent of its containers' cgroups is ours to remove.
-        cgroup_ = "cobuild-foreign-" + std::to_string(::getpid());
-        const auto start = "mount -t tmpfs tmpfs /run && exec dockerd --data-root " + place.path("docker/data") + " --exec-root " +
-                           place.path("docker/exec") + " -H unix://" + place.path("docker/sock") + " --pidfile " + place.path("docker/pid") +
-                           " --bridge=none --iptables=false --ip6tables=false --exec-opt native.cgroupdriver=cgroupfs --cgroup-parent /" + cgroup_;
-        engine_.emplace(strings{"unshare", "--pid", "--mount", "--mount-proc", "--fork", "--kill-child", "sh", "-c", start}, o);
-        for (int i = 0; i < 600; ++i) {
-            if (engine_->ended(std::chrono::milliseconds(50))) break;
-            if (docker({"version"}).code == 0) return;
-        }
-        BOOST_FAIL("dockerd did not start: " + engine_->kill().str());
-    }
-    ~docker_engine() {
-        engine_->signal(SIGTERM);
-        if (engine_->ended(std::chrono::seconds(1))) engine_->wait();
-        engine_.reset();
-        remove_cgroups();
-    }
-    docker_engine(const docker_engine&) = delete;
-    docker_engine& operator=(const docker_engine&) = delete;
-
-    outcome docker(strings args) const {
-        args.insert(args.begin(), "docker");
-        return run(std::move(args), place_.options(environment));
-    }
-    outcome must(strings args) const {
-        auto o = docker(args);
-        BOOST_REQUIRE_MESSAGE(o.code == 0, "docker " << args.front() << ": " << o.str());
-        return o;
-    }
-    strings environment;  ///< for a client
-
-private:
-    void remove_cgroups() const {
-        for (int i = 0; i < 200; ++i) {
-            run({"sh", "-c", "find /sys/fs/cgroup -depth -type d -path '*/" + cgroup_ + "*' -exec rmdir {} + 2>/dev/null"});
-            bool left = stdfs::exists("/sys/fs/cgroup/" + cgroup_);
-            for (const auto& e : stdfs::directory_iterator("/sys/fs/cgroup")) left = left || stdfs::exists(e.path() / cgroup_);
-            if (!left) return;
-            std::this_thread::sleep_for(std::chrono::milliseconds(20));
-        }
-    }
-    workshop& place_;
-    std::string cgroup_;
-    std::optional<running> engine_;
-};
-
-}  // namespace
 
 BOOST_AUTO_TEST_CASE(docker_loads_and_runs) {
     if (!needs_root() || !docker_registry::available()) return;

@@ -216,3 +216,31 @@ CO_TEST_CASE(a_pull_over_a_link_that_cuts_connections) {
     BOOST_TEST(c.peak_sockets("registry.test") <= 5U);
     co_await c.close();
 }
+
+CO_TEST_CASE(new_hosts_are_asked_after_a_reload_and_sockets_are_counted_on) {
+    fake_registry before, after;
+    const auto slow = sample(1 << 20, 1);
+    const auto image = before.add_image("a", "1", {slow});
+    after.add_image("a", "1", {sample(1000, 2)});
+    registry::client c(options_for(rt, before));
+    const auto old = (co_await c.resolve(image_ref("a:1"))).target.digest;
+    BOOST_TEST(old.str() == image.manifest_digest);
+    // A transfer under way ends where it began.
+    before.hold_blobs(true);
+    std::string host;
+    task_group group(co_await current_executor);
+    const auto fetch = [](registry::client& from, oci::descriptor what, std::string* served) -> task<void> {
+        *served = co_await from.fetch_blob(image_ref("a:1"), what, drop);
+    };
+    group.spawn(fetch(c, describe_blob(slow), &host));
+    co_await rt.pool().run([&] { before.wait_for_blob_transfers(1); });
+    co_await c.reload([to = after.host()](std::string_view) { return std::vector<registry::host_settings>{{.host = to, .plain_http = true}}; });
+    const auto fresh = co_await c.resolve(image_ref("a:1"));
+    BOOST_TEST(fresh.host == after.host());
+    BOOST_TEST((fresh.target.digest != old));
+    BOOST_TEST(c.open_sockets("registry.test") == 2U);  // the one of the transfer too
+    before.hold_blobs(false);
+    co_await group.join();
+    BOOST_TEST(host == before.host());
+    co_await c.close();
+}

@@ -91,7 +91,7 @@ bool docker_registry::available() {
 
 docker_registry::docker_registry(std::filesystem::path dir, options o) {
     std::filesystem::create_directories(dir / "storage");
-    port_ = free_port();
+    port_ = o.port != 0 ? o.port : free_port();
     {
         std::ofstream config(dir / "config.yml");
         config << "version: 0.1\nlog: {level: error, accesslog: {disabled: true}}\nstorage:\n  filesystem: {rootdirectory: "

@@ -33,6 +33,7 @@ public:
         std::string user, password;  ///< with htpasswd
         std::string token_realm;     ///< bearer tokens from there, for the service "test" by the issuer "test",
         std::string token_ca;        ///< signed under this certificate
+        int port = 0;                ///< 0: any
     };
     docker_registry(std::filesystem::path dir, options o);
     ~docker_registry();

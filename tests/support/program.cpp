@@ -151,6 +151,8 @@ running::running(strings args, run_options options) : limit_(options.limit), sta
         const int null = ::open("/dev/null", O_RDONLY);
         if (::dup2(null, 0) < 0 || ::dup2(out_, 1) < 0 || ::dup2(err_, 2) < 0) ::_exit(127);
         if (null > 2) ::close(null);
+        if (options.inherit == 3) ::fcntl(3, F_SETFD, 0);
+        if (options.inherit > 3 && ::dup2(options.inherit, 3) < 0) ::_exit(127);
         if (!options.cwd.empty() && ::chdir(options.cwd.c_str()) != 0) ::_exit(127);
         for (auto& pair : options.env) ::putenv(pair.data());
         ::execvp(argv[0], argv.data());

@@ -47,6 +47,7 @@ struct run_options {
     strings env;  ///< "KEY=value", on top of ours
     std::string cwd;
     std::chrono::seconds limit{60};  ///< then it is killed and the test fails
+    int inherit = -1;                ///< becomes descriptor 3
 };
 
 /// A program in a process group of its own; the group is killed when this goes, and the program when its starter dies.
