@@ -258,6 +258,8 @@ server::server(async::executor ex, async::blocking_pool& pool, handler serve, st
     builder.SetMaxReceiveMessageSize(static_cast<int>(max_message));
     builder.SetMaxSendMessageSize(static_cast<int>(max_message));
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, 1024);
+    // Nobody who speaks this API compresses messages; what is not unpacked cannot grow.
+    for (const auto algorithm : {GRPC_COMPRESS_DEFLATE, GRPC_COMPRESS_GZIP}) builder.SetCompressionAlgorithmSupportStatus(algorithm, false);
     // Patterns of files travel as headers.
     builder.AddChannelArgument("grpc.max_metadata_size", 1 << 20);
     builder.AddChannelArgument("grpc.absolute_max_metadata_size", 1 << 20);

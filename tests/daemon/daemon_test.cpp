@@ -36,7 +36,36 @@ import cobuild.daemon;
 import cobuild.llb;
 import cobuild.rpc;
 
-#include "served.hpp"
+#include "daemon/served.hpp"
+
+#include "daemon/client_session.hpp"
+#include "support/failure.hpp"
+
+using namespace cobuild;
+using namespace std::chrono_literals;
+using namespace cobuild::test;
+namespace wire = moby::buildkit::v1;
+namespace bridge = moby::buildkit::v1::frontend;
+
+namespace {
+
+/// FROM scratch with one file in it.
+std::string one_file(const std::string& path, const std::string& text) {
+    llb::graph g;
+    llb::file_op f;
+    f.actions.push_back(
+        {.input = llb::scratch, .secondary_input = llb::scratch, .output = 0, .what = llb::mkfile_action{.path = path, .mode = 0644, .data = text}});
+    return llb::marshal(g.finish(g.add({.inputs = {}, .what = std::move(f), .platform = {}})));
+}
+
+wire::SolveRequest solve_request(const std::string& ref) {
+    wire::SolveRequest r;
+    r.set_ref(ref);
+    r.set_definition(one_file("/hello", "hi"));
+    return r;
+}
+
+}  // namespace
 
 BOOST_AUTO_TEST_CASE(it_tells_who_it_is) {
     with_daemon([](served& s) -> async::task<void> {
@@ -156,20 +185,6 @@ BOOST_AUTO_TEST_CASE(disk_use_is_told_and_given_back) {
         BOOST_TEST(after.record_size() == 0);
     });
 }
-
-namespace {
-/// A build that its client drives: Solve without anything, and what is asked of it meanwhile.
-async::task<void> drive(served& s, std::string ref, std::function<async::task<void>(rpc::metadata)> work, rpc::status* end) {
-    wire::SolveRequest empty;
-    empty.set_ref(ref);
-    auto solving = s.channel->open(cat(control, "Solve"));
-    BOOST_TEST(co_await solving->write(empty.SerializeAsString()));
-    co_await solving->writes_done();
-    co_await work({{"buildkit-controlapi-buildid", ref}});
-    (void)co_await solving->read();
-    *end = co_await solving->finish();
-}
-}  // namespace
 
 BOOST_AUTO_TEST_CASE(a_client_drives_its_build) {
     with_daemon([](served& s) -> async::task<void> {
@@ -318,60 +333,6 @@ BOOST_AUTO_TEST_CASE(plain_tcp_beyond_loopback_is_refused) {
 // ---------------------------------------------------------------- sessions
 
 namespace {
-
-/// The client's end of a session: what it serves is a handler.
-class client_session {
-public:
-    client_session(served& s, std::string id, std::vector<std::string> methods, rpc::handler serve)
-        : ex_(s.engine->runtime().get_executor()), socket_(std::make_shared<boost::asio::local::stream_protocol::socket>(ex_)), group_(ex_, true) {
-        std::array<int, 2> ends{};
-        BOOST_REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) == 0);
-        socket_->assign(boost::asio::local::stream_protocol(), ends[0]);
-        server_ = std::make_unique<rpc::server>(ex_, s.engine->runtime().pool(), std::move(serve));
-        server_->adopt(unique_fd{ends[1]});
-        rpc::metadata m{{"x-docker-expose-session-uuid", std::move(id)}, {"x-docker-expose-session-sharedkey", "key"}};
-        for (auto& method : methods) m.emplace("x-docker-expose-session-grpc-method", std::move(method));
-        stream_ = s.channel->open(cat(control, "Session"), std::move(m));
-        group_.spawn(up(socket_, stream_));
-        group_.spawn(down(socket_, stream_));
-    }
-    async::task<void> close() {
-        co_await async::no_cancel;
-        stream_->cancel();
-        group_.cancel();
-        try {
-            co_await group_.join();
-        } catch (const std::exception&) {
-        }
-        boost::system::error_code ignored;
-        socket_->close(ignored);
-        co_await server_->stop(0s);
-    }
-
-private:
-    using socket = boost::asio::local::stream_protocol::socket;
-    static async::task<void> up(std::shared_ptr<socket> from, std::shared_ptr<rpc::stream> to) {
-        std::string buffer(32768, '\0');
-        for (;;) {
-            const auto n = co_await from->async_read_some(boost::asio::buffer(buffer), async::use_task);
-            wire::BytesMessage m;
-            m.set_data(buffer.data(), n);
-            if (!co_await to->write(m.SerializeAsString())) co_return;
-        }
-    }
-    static async::task<void> down(std::shared_ptr<socket> to, std::shared_ptr<rpc::stream> from) {
-        while (const auto bytes = co_await from->read()) {
-            wire::BytesMessage m;
-            m.ParseFromString(*bytes);
-            co_await boost::asio::async_write(*to, boost::asio::buffer(m.data()), async::use_task);
-        }
-    }
-    async::executor ex_;
-    std::shared_ptr<socket> socket_;
-    std::shared_ptr<rpc::stream> stream_;
-    std::unique_ptr<rpc::server> server_;
-    async::task_group group_;
-};
 
 async::task<rpc::status> take_tar(std::shared_ptr<std::string> to, std::shared_ptr<rpc::call> c) {
     if (c->method() != "/moby.filesync.v1.FileSend/DiffCopy") co_return rpc::status{rpc::code::unimplemented, "not here", {}};

@@ -35,8 +35,15 @@ import cobuild.daemon;
 import cobuild.llb;
 import cobuild.rpc;
 
-#include "served.hpp"
+#include "daemon/requests.hpp"
+#include "daemon/served.hpp"
+#include "support/failure.hpp"
 
+using namespace cobuild;
+using namespace std::chrono_literals;
+using namespace cobuild::test;
+namespace wire = moby::buildkit::v1;
+namespace bridge = moby::buildkit::v1::frontend;
 namespace reflection = grpc::reflection::v1;
 
 namespace {
@@ -86,7 +93,7 @@ BOOST_AUTO_TEST_CASE(figures_come_in_prometheus_form) {
     with_debug([](served& s) -> async::task<void> {
         const auto before = co_await page(s, "/metrics");
         BOOST_TEST(has_line(before, "cobuild_builds_total 0"), before);
-        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), solve_request("b1"));
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), hello_request("b1"));
         auto watching = s.channel->open("/grpc.health.v1.Health/Watch");
         BOOST_TEST(co_await watching->write(""));
         BOOST_TEST((co_await watching->read()).has_value());
@@ -105,7 +112,7 @@ BOOST_AUTO_TEST_CASE(figures_come_in_prometheus_form) {
 
 BOOST_AUTO_TEST_CASE(the_graph_and_what_waits_can_be_seen) {
     with_debug([](served& s) -> async::task<void> {
-        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), solve_request("b1"));
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), hello_request("b1"));
         const auto graph = co_await page(s, "/debug/graph");
         BOOST_TEST(graph.find("build b1 (ended)\n") != std::string::npos, graph);
         BOOST_TEST(graph.find(" done \"mkfile /hello\"\n") != std::string::npos, graph);

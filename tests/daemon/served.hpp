@@ -1,31 +1,16 @@
-// A daemon over an engine of its own, for tests. Include after the imports: base, async, build, config, daemon, llb, rpc.
+// A daemon on a socket of its own, and calls on it. Includes nothing but Boost.Test's; stands after the imports: cobuild.base, async,
+// build, config, daemon, rpc.
 #pragma once
 
-#include <chrono>
-#include <exception>
-#include <functional>
-#include <memory>
-#include <string>
-#include <string_view>
-#include <utility>
+namespace cobuild::test {
 
-#include "control.pb.h"
-#include "gateway.pb.h"
-
-#include "support/failure.hpp"
-
-using namespace cobuild;
-using namespace std::chrono_literals;
-using cobuild::test::failure;
-using cobuild::test::says;
 namespace wire = moby::buildkit::v1;
-namespace bridge = moby::buildkit::v1::frontend;
 
 inline constexpr std::string_view control = "/moby.buildkit.v1.Control/", gateway = "/moby.buildkit.v1.frontend.LLBBridge/";
 
 /// An engine and a daemon over it on a socket of their own; `work` gets a channel to it, on the engine's thread.
 struct served {
-    test::scratch_dir dir;
+    scratch_dir dir;
     std::shared_ptr<build::engine> engine;
     std::shared_ptr<daemon::daemon> d;
     std::shared_ptr<rpc::channel> channel;
@@ -42,12 +27,12 @@ inline async::task<void> use(std::shared_ptr<served> s, std::function<async::tas
     }
     co_await async::no_cancel;
     s->channel.reset();
-    co_await s->d->stop(0s);
+    co_await s->d->stop(std::chrono::seconds(0));
     if (failed) std::rethrow_exception(failed);
 }
 
 inline void with_daemon(std::function<async::task<void>(served&)> work, const std::function<void(daemon::options&)>& change = {}) {
-    if (!test::needs_root()) return;
+    if (!needs_root()) return;
     async::runtime rt;
     auto s = std::make_shared<served>();
     rt.block_on([](std::shared_ptr<served> all, std::function<async::task<void>(served&)> what,
@@ -80,18 +65,16 @@ async::task<R> call(served& s, std::string method, Q request, rpc::metadata m = 
     co_return out;
 }
 
-/// FROM scratch with one file in it.
-inline std::string one_file(const std::string& path, const std::string& text) {
-    llb::graph g;
-    llb::file_op f;
-    f.actions.push_back(
-        {.input = llb::scratch, .secondary_input = llb::scratch, .output = 0, .what = llb::mkfile_action{.path = path, .mode = 0644, .data = text}});
-    return llb::marshal(g.finish(g.add({.inputs = {}, .what = std::move(f), .platform = {}})));
+/// A build that its client drives: Solve without anything, and what is asked of it meanwhile.
+inline async::task<void> drive(served& s, std::string ref, std::function<async::task<void>(rpc::metadata)> work, rpc::status* end) {
+    wire::SolveRequest empty;
+    empty.set_ref(ref);
+    auto solving = s.channel->open(cat(control, "Solve"));
+    BOOST_TEST(co_await solving->write(empty.SerializeAsString()));
+    co_await solving->writes_done();
+    co_await work({{"buildkit-controlapi-buildid", ref}});
+    (void)co_await solving->read();
+    *end = co_await solving->finish();
 }
 
-inline wire::SolveRequest solve_request(const std::string& ref) {
-    wire::SolveRequest r;
-    r.set_ref(ref);
-    r.set_definition(one_file("/hello", "hi"));
-    return r;
-}
+}  // namespace cobuild::test

