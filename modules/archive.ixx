@@ -239,4 +239,12 @@ struct diff_result {
 /// attribute security.capability is kept. Calls out.finish(). errc::unsupported for a redirected directory.
 diff_result diff_layer(int upper, lower_chain& lower, tar_writer& out, const diff_options& options = {});
 
+/// Whether a directory in overlayfs form holds nothing but changes: no mark that hides what is below it, and no copy that
+/// is as it was. Such a layer means the same on any other.
+bool tells_changes_only(int upper, lower_chain& lower);
+/// Writes what `upper` changes of `lower` into the empty directory `out`, in overlayfs form and so that tells_changes_only().
+/// `whole`: `upper` is a tree as it is seen (a mount), and what it does not have is deleted. Else it is in overlayfs form, and
+/// its files are linked, so both must be on one file system and never change.
+void diff_directory(int upper, lower_chain& lower, int out, bool whole);
+
 }  // namespace cobuild::archive

@@ -37,13 +37,16 @@ graph make_graph(const llb::loaded& definition, environment& env, build_scope sc
 
 /// What a git or http source is now, for who wants to pin it.
 struct source_facts {
-    std::string checksum;       ///< the commit; "sha256:..." of a file
+    std::string checksum;       ///< the commit, or the annotated tag that was asked for; "sha256:..." of a file
+    std::string commit;         ///< git: what an annotated tag names
+    std::string commit_object;  ///< git, when asked for: as git keeps it
+    std::string tag_object;     ///< likewise of an annotated tag
     std::string ref;            ///< git: the full name the commit was found under
     std::string filename;       ///< of a file
     std::int64_t modified = 0;  ///< of a file: Last-Modified, seconds since 1970; 0: not known
 };
 /// Asks now; a later solve in the same scope does not ask again. Throws errc::unsupported for other sources.
-async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx);
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool with_objects = false);
 
 /// A vertex' result as a chain; a client's directory that is the result itself is copied into a layer.
 async::task<std::shared_ptr<chain_value>> as_chain_value(environment& env, solver::result value);

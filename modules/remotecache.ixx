@@ -2,7 +2,8 @@
 ///
 /// Its form is BuildKit's cache config ("application/vnd.buildkit.cacheconfig.v0", JSON): layers (blob and parent) and records.
 /// A record of ours is a canonical cache key with the chain of layers that is its result, or none; every further key of the
-/// same result is a record whose one input links to it by the selector "cobuild.key". Keys are cobuild's own: a cache that
+/// same result is a record whose one input links to it by the selector "cobuild.key", and the chain of a further output of
+/// the same vertex stands in a record that links to it by "cobuild.output.NUMBER". Keys are cobuild's own: a cache that
 /// BuildKit wrote matches nothing here, and ours nothing there; neither is an error.
 ///
 /// Around it stands an OCI image manifest (config = cache config, layers = blobs), or an index whose entries are the blobs
@@ -89,10 +90,13 @@ struct layer {
     bool operator==(const layer&) const = default;
 };
 
+inline constexpr std::size_t max_output = 62;  ///< a further output's greatest number
 struct record {
     digest canonical;
     std::vector<digest> keys;                       ///< others than the canonical one
     std::optional<std::vector<std::size_t>> chain;  ///< indexes of layers, bottom first; never empty
+    /// Likewise of further outputs, by number from 1 to max_output.
+    std::map<std::size_t, std::vector<std::size_t>> others{};
     bool operator==(const record&) const = default;
 };
 

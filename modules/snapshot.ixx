@@ -65,6 +65,7 @@ struct commit_info {
     std::string kind = "regular";
     std::string description;
     std::optional<std::uint64_t> size;  ///< when known; else measured when somebody asks
+    bool whiteouts = false;             ///< there are some though the layer lies on nothing
 };
 
 /// A layer from an archive. A layer that leans on those below it (see docs/architecture.md) is keyed by chain_id and not
@@ -142,6 +143,7 @@ struct cache_request {
     snapshot::sharing sharing = snapshot::sharing::shared;
     chain seed;                                   ///< copied into a new directory
     std::uint32_t uid = 0, gid = 0, mode = 0755;  ///< of a new directory's root, when there is no seed
+    bool fresh = false;                           ///< a new directory, which later requests get instead of the old ones
     std::string description;
 };
 

@@ -17,6 +17,7 @@
 /// Not responsible for what ops do, images, definitions, or the life of results (result store).
 module;
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
@@ -101,6 +102,11 @@ public:
     virtual async::task<run_result> run(std::vector<result> inputs, context ctx) = 0;
     /// Whether a run counts against max_parallelism.
     [[nodiscard]] virtual bool counted() const noexcept { return true; }
+    /// The input that `output` is a changed form of, for who follows what a result stands on.
+    [[nodiscard]] virtual std::optional<std::size_t> changed_input(std::size_t output) const noexcept {
+        (void)output;
+        return 0;
+    }
     /// Whether describe() is worth showing (it asks a registry): the vertex is then shown as started meanwhile.
     [[nodiscard]] virtual bool describe_is_work() const noexcept { return false; }
 };
@@ -132,12 +138,13 @@ class remote_cache {
 public:
     struct found {
         digest canonical;       ///< there
-        bool loadable = false;  ///< false: only the key is known, which what stands above is found by
+        bool loadable = false;      ///< false: only the key is known, which what stands above is found by
+        std::uint64_t outputs = 1;  ///< those that can be loaded, the first in the lowest bit
     };
     virtual ~remote_cache() = default;
     /// From memory: what is asked here was fetched before the build.
     [[nodiscard]] virtual std::optional<found> find(const digest& key) const = 0;
-    /// The outputs of a record. When it throws, the vertex is looked for in the next cache, and runs in the end; `progress` gets
+    /// The outputs of a record; one that cannot be loaded is empty. When it throws, the vertex is looked for in the next cache, and runs in the end; `progress` gets
     /// a warning.
     virtual async::task<std::vector<result>> load(digest canonical, progress::writer progress) = 0;
 };

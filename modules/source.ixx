@@ -69,6 +69,15 @@ struct pulled_image {
     state::pin keep;
 };
 
+/// One blob of a registry as a file in a root of its own.
+struct blob_request {
+    oci::reference reference;  ///< by digest
+    std::string filename;
+    std::uint32_t perm = 0600;
+    std::uint32_t uid = 0, gid = 0;
+    std::shared_ptr<const registry::login> who;  ///< none: the engine's own login
+};
+
 /// The label of a named image (content::image) that holds its chain of layers; an image without one is unpacked again.
 inline constexpr std::string_view chain_label = "cobuild.chain";
 std::string chain_text(const snapshot::chain& c);
@@ -85,6 +94,8 @@ public:
     async::task<resolved_image> resolve(oci::reference ref, oci::platform platform, freshness how, progress::writer progress,
                                         std::shared_ptr<const registry::login> who = {});
     async::task<pulled_image> pull(resolved_image image, progress::writer progress);
+    /// Always from the registry: who may not read the repository gets no blob of it.
+    async::task<pulled_image> blob(blob_request request, progress::writer progress);
 
 private:
     struct state;

@@ -150,25 +150,39 @@ namespace {
 
 struct chained_record {
     remotecache::record record;
-    std::shared_ptr<ops::chain_value> value;  ///< empty: the keys alone
+    std::map<std::size_t, std::shared_ptr<ops::chain_value>> values;  ///< by output; none: the keys alone
 };
 
 bool is_prefix(const snapshot::chain& of, const snapshot::chain& whole) {
     return of.layers.size() <= whole.layers.size() && std::equal(of.layers.begin(), of.layers.end(), whole.layers.begin());
 }
 
-/// The vertices whose results the target stands on: the first input is what an op changes.
-std::set<digest> path_to(const cache_source& what) {
-    std::set<digest> out;
-    if (!what.target) return out;
-    for (auto at = what.target->vertex;; at = what.graph[at].inputs.front().vertex) {
-        out.insert(what.graph[at].id);
-        if (what.graph[at].inputs.empty()) return out;
+/// Outputs of vertices, by the vertex.
+using outputs_of = std::map<digest, std::set<std::size_t>>;
+
+/// Those that the target stands on: what an op changes, down to where it begins.
+outputs_of path_to(const cache_source& what) {
+    outputs_of out;
+    for (auto at = what.target; at;) {
+        const auto& v = what.graph[at->vertex];
+        out[v.id].insert(at->output);
+        const auto slot = v.op->changed_input(at->output);
+        at = slot && *slot < v.inputs.size() ? std::optional(v.inputs[*slot]) : std::nullopt;
     }
+    return out;
 }
 
-/// The result of one vertex, when it is one root with layers. What cannot be had any more is exported by its keys.
-async::task<std::shared_ptr<ops::chain_value>> result_of(const solver::solved& s) {
+/// Those that anything uses.
+outputs_of used_in(const cache_source& what) {
+    outputs_of out;
+    for (const auto& v : what.graph)
+        for (const auto& in : v.inputs) out[what.graph[in.vertex].id].insert(in.output);
+    if (what.target) out[what.graph[what.target->vertex].id].insert(what.target->output);
+    return out;
+}
+
+/// The outputs of one vertex, as far as they are roots with layers. What cannot be had any more is exported by its keys.
+async::task<std::map<std::size_t, std::shared_ptr<ops::chain_value>>> results_of(const solver::solved& s, std::set<std::size_t> wanted) {
     std::vector<solver::result> outputs;
     try {
         outputs = co_await s.outputs();
@@ -176,33 +190,41 @@ async::task<std::shared_ptr<ops::chain_value>> result_of(const solver::solved& s
         if (e.kind() == errc::canceled) throw;
         log(log_level::warning, "a result is left out of the exported cache", {{"error", e.what()}});
     }
-    if (outputs.size() != 1) co_return nullptr;
-    auto chain = std::dynamic_pointer_cast<ops::chain_value>(outputs.front());
-    co_return chain && !chain->chain.layers.empty() ? chain : nullptr;
+    std::map<std::size_t, std::shared_ptr<ops::chain_value>> out;
+    for (const auto number : wanted) {
+        if (number >= outputs.size() || number > remotecache::max_output) continue;
+        auto chain = std::dynamic_pointer_cast<ops::chain_value>(outputs[number]);
+        if (chain && !chain->chain.layers.empty()) out[number] = std::move(chain);
+    }
+    co_return out;
 }
 
 async::task<std::vector<chained_record>> collect_records(const cache_source& what, bool max) {
-    const auto path = path_to(what);
+    const auto wanted = max ? used_in(what) : path_to(what);
     std::vector<chained_record> out;
     std::map<digest, std::size_t> seen;
     for (const auto& s : *what.report) {
         // Different steps that read the same come to one record.
         const auto [at, fresh] = seen.try_emplace(s.canonical, out.size());
-        if (fresh) out.push_back({.record = {.canonical = s.canonical, .keys = {}, .chain = {}}, .value = nullptr});
+        if (fresh) out.push_back({.record = {.canonical = s.canonical, .keys = {}, .chain = {}}, .values = {}});
         auto& one = out[at->second];
         one.record.keys.insert(one.record.keys.end(), s.keys.begin(), s.keys.end());
-        if (one.value || !(max || path.contains(s.id))) continue;
-        one.value = co_await result_of(s);
-        if (!max && one.value && !is_prefix(one.value->chain, what.in.root)) one.value = nullptr;
+        const auto numbers = wanted.find(s.id);
+        if (numbers == wanted.end()) continue;
+        for (auto& [number, value] : co_await results_of(s, numbers->second))
+            if (max || is_prefix(value->chain, what.in.root)) one.values.try_emplace(number, std::move(value));
     }
     co_return out;
 }
+
+/// The place of an output's chain in a record.
+std::vector<std::size_t>& chain_of(remotecache::record& r, std::size_t number) { return number == 0 ? r.chain.emplace() : r.others[number]; }
 
 /// Chains that are no beginning of another one.
 std::vector<snapshot::chain> longest(const std::vector<chained_record>& records) {
     std::vector<snapshot::chain> out;
     for (const auto& r : records)
-        if (r.value) out.push_back(r.value->chain);
+        for (const auto& [number, value] : r.values) out.push_back(value->chain);
     std::sort(out.begin(), out.end(), [](const auto& a, const auto& b) { return a.layers < b.layers; });
     // Sorted, a chain stands right before those that begin with it.
     std::vector<snapshot::chain> kept;
@@ -244,12 +266,12 @@ async::task<packed> pack_all(parts& p, std::vector<chained_record> records, cons
     packed out;
     for (auto& chain : longest(records)) co_await pack(p, out, std::move(chain), what, options, w);
     for (auto& r : records) {
-        if (r.value) {
+        for (const auto& [number, value] : r.values) {
             std::vector<snapshot::layer_id> below;
-            r.record.chain.emplace();
-            for (const auto& id : r.value->chain.layers) {
+            auto& chain = chain_of(r.record, number);
+            for (const auto& id : value->chain.layers) {
                 below.push_back(id);
-                r.record.chain->push_back(out.layer_at.at(below));
+                chain.push_back(out.layer_at.at(below));
             }
         }
         out.document.records.push_back(std::move(r.record));
@@ -299,9 +321,9 @@ async::task<std::optional<oci::descriptor>> export_one(parts& p, remotecache::ex
 async::task<std::string> with_inline_cache(parts&, cache_source what) {
     remotecache::document document;
     for (auto& r : co_await collect_records(what, false)) {
-        if (r.value) {
-            r.record.chain.emplace();
-            for (std::size_t i = 0; i < r.value->chain.layers.size(); ++i) r.record.chain->push_back(i);
+        for (const auto& [number, value] : r.values) {
+            auto& chain = chain_of(r.record, number);
+            for (std::size_t i = 0; i < value->chain.layers.size(); ++i) chain.push_back(i);
         }
         document.records.push_back(std::move(r.record));
     }

@@ -10,6 +10,7 @@ module;
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -48,6 +49,7 @@ struct job_state {
         scope.session = options.client ? options.client : session::make_local(p.runtime.pool(), {});
         scope.id = p.directory->fresh_name();
         scope.sources = std::make_shared<ops::known_sources>();
+        scope.commits = std::make_shared<ops::known_commits>();
         scope.found = std::make_shared<ops::found_sources>();
         scope.layouts = options.layouts;
         scope.who = options.who;
@@ -171,7 +173,9 @@ private:
         auto& p = state_->p;
         const auto loaded = llb::load(what_);
         check_entitlements(state_->options.allow, what_, loaded);
-        auto graph = ops::make_graph(loaded, *p.environment, state_->scope);
+        auto scope = state_->scope;
+        scope.renewed = std::make_shared<std::set<std::string>>();
+        auto graph = ops::make_graph(loaded, *p.environment, std::move(scope));
         if (!graph.result) co_return std::make_shared<ops::chain_value>();
         auto sink = std::make_shared<counting_sink>(state_->sink);
         solver::solve_options options{.no_cache = false, .runs = state_->runs, .caches = co_await imported_caches(state_)};
@@ -202,36 +206,6 @@ private:
 std::string get(const std::map<std::string, std::string>& m, const std::string& key) {
     const auto at = m.find(key);
     return at == m.end() ? std::string() : at->second;
-}
-
-/// refs.platforms, as the exporters of BuildKit read it.
-std::string platforms_json(const std::vector<oci::platform>& platforms) {
-    json::array list;
-    for (const auto& p : platforms) {
-        json::object one;
-        one.set("ID", json::value(oci::format(p)));
-        one.set("Platform", oci::to_json(p));
-        list.emplace_back(std::move(one));
-    }
-    json::object out;
-    out.set("Platforms", json::value(std::move(list)));
-    return json::serialize(json::value(std::move(out)));
-}
-
-/// In the frontend's order, which is the exporters'.
-std::vector<std::pair<std::string, oci::platform>> parse_platforms(const std::string& text) {
-    std::vector<std::pair<std::string, oci::platform>> out;
-    if (text.empty()) return out;
-    const auto parsed = json::parse(text);
-    const auto* list = parsed.find("Platforms");
-    if (list == nullptr) return out;
-    for (const auto& one : list->as_array()) {
-        const auto* id = one.find("ID");
-        const auto* platform = one.find("Platform");
-        if (id == nullptr || platform == nullptr) throw error{errc::invalid, "refs.platforms of the result has an entry without ID or Platform"};
-        out.emplace_back(id->as_string(), oci::normalize(oci::platform_of(*platform)));
-    }
-    return out;
 }
 
 class job_impl final : public job {
@@ -275,14 +249,22 @@ public:
         co_return co_await gateway->resolve_image_config(std::move(request));
     }
 
-    async::task<source_facts> resolve_source(llb::source_op what, std::string name) override {
+    async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool with_objects) override {
         const auto state = state_;
-        co_return co_await shown<source_facts>(state->sink, "resolve", name, [state, what](progress::writer w) -> async::task<source_facts> {
-            llb::op op;
-            op.what = what;
-            auto found = co_await ops::look_at_source(std::move(op), *state->p.environment, state->scope, {.progress = w, .cancelled = {}});
-            co_return source_facts{std::move(found.checksum), std::move(found.ref), std::move(found.filename), found.modified};
-        });
+        co_return co_await shown<source_facts>(
+            state->sink, "resolve", name, [state, what, with_objects](progress::writer w) -> async::task<source_facts> {
+                llb::op op;
+                op.what = what;
+                auto found =
+                    co_await ops::look_at_source(std::move(op), *state->p.environment, state->scope, {.progress = w, .cancelled = {}}, with_objects);
+                co_return source_facts{.checksum = std::move(found.checksum),
+                                       .commit = std::move(found.commit),
+                                       .ref = std::move(found.ref),
+                                       .filename = std::move(found.filename),
+                                       .commit_object = std::move(found.commit_object),
+                                       .tag_object = std::move(found.tag_object),
+                                       .modified = found.modified};
+            });
     }
 
     async::task<build_result> finish(job_result what, std::vector<output> outputs) override {
@@ -294,8 +276,10 @@ public:
         built made;
         std::vector<state::pin> keep;
         std::vector<cache_source> caches;
-        const auto platforms = parse_platforms(get(what.metadata, "refs.platforms"));
+        const auto platforms = platforms_of_result(what.metadata);
         made.map = what.map;
+        warn_of_platforms(what, platforms);
+        name_by_frontend(what, outputs);
         std::vector<std::string> order;
         for (const auto& [id, platform] : platforms)
             if (what.refs.contains(id)) order.push_back(id);
@@ -303,16 +287,7 @@ public:
             if (std::find(order.begin(), order.end(), key) == order.end()) order.push_back(key);
         for (const auto& key : order) {
             const auto r = what.refs.at(key);
-            exporter::input in;
-            in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
-            if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
-            const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
-            in.platform = known != platforms.end() ? known->second
-                          : in.config.empty()      ? oci::host_platform()
-                                                   : oci::normalize(oci::parse_image(in.config).platform);
-            if (in.platform.os.empty()) in.platform = oci::host_platform();
-            in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
-            attest(*state_, r ? r->definition() : llb::definition{}, in);
+            auto in = input_of(what, key, platforms, outputs);
             cache_source cached;
             if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) {
                 const auto value = co_await mine->value();
@@ -320,18 +295,14 @@ public:
                 keep.push_back(value->keep);
                 cached = mine->cached;
             }
-            // The build argument comes before what the frontend found.
-            std::vector<std::string> epochs;
-            for (const auto& o : outputs) epochs.push_back(get(o.attributes, "source-date-epoch"));
-            epochs.push_back(get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
-            for (const auto& epoch : epochs)
-                if (!epoch.empty() && !in.epoch) in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
         }
-        for (auto& o : outputs) o.attributes.erase("source-date-epoch");
+        for (auto& o : outputs)
+            for (const auto* key : {"source-date-epoch", "containerimage.config"}) o.attributes.erase(key);
         made.who = state_->options.who;
+        made.keep = false;  // as BuildKit's worker "oci": what is to last is pushed or sent to the client
         if (made.list.empty()) co_return out;
         const auto to = state_->cache_to;
         if (to.empty()) {
@@ -340,7 +311,7 @@ public:
         }
         if (caches.size() > 1)
             throw error{errc::unsupported, "exporting the cache of several platforms at once is not supported yet: build them one by one"};
-        if (!caches.front().report) throw error{errc::internal, "the build kept no record of its steps for the cache"};
+        if (!caches.front().report) caches.front().report = std::make_shared<std::vector<solver::solved>>();  // an empty root: no step
         if (std::any_of(to.begin(), to.end(), [](const auto& c) { return c.kind == remotecache::kind::inline_; }))
             made.list.front().in.config = co_await with_inline_cache(state_->p, caches.front());
         co_await export_and_keep(state_->p, std::move(made), std::move(outputs), {}, state_->sink, out);
@@ -352,6 +323,50 @@ public:
     [[nodiscard]] std::optional<failure> failed() const override { return state_->failed; }
 
 private:
+    /// What the exporters get of one ref but its root.
+    exporter::input input_of(const job_result& what, const std::string& key, const result_platforms& platforms, const std::vector<output>& outputs) {
+        const auto& r = what.refs.at(key);
+        exporter::input in;
+        in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
+        if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
+        // What the client says of the image comes before what the frontend does.
+        for (const auto& o : outputs)
+            if (auto given = get(o.attributes, "containerimage.config"); !given.empty()) in.config = std::move(given);
+        const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
+        in.platform = known != platforms.end() ? known->second : platform_of_config(in.config);
+        in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
+        attest(*state_, r ? r->definition() : llb::definition{}, in);
+        // The build argument comes before what the frontend found.
+        std::vector<std::string> epochs;
+        for (const auto& o : outputs) epochs.push_back(get(o.attributes, "source-date-epoch"));
+        epochs.push_back(get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
+        for (const auto& epoch : epochs)
+            if (!epoch.empty() && !in.epoch) in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+        return in;
+    }
+
+    /// A result that nobody built anything for has no platform to be wrong.
+    void warn_of_platforms(const job_result& what, const result_platforms& platforms) {
+        const bool empty = std::all_of(what.refs.begin(), what.refs.end(), [](const auto& r) { return !r.second; });
+        if (platforms.empty() && empty) return;
+        auto made = platforms;
+        if (made.empty()) made.emplace_back("", platform_of_config(get(what.metadata, "containerimage.config")));
+        if (auto text = platform_warning(get(state_->options.attrs, "platform"), what.map, made); !text.empty()) {
+            progress::writer w(state_->sink, {.id = progress::internal_id("verify", state_->options.id), .name = "[internal] verify build result"});
+            w.started();
+            w.warn({.message = std::move(text)});
+            w.completed();
+        }
+    }
+
+    /// An exporter's name "*" is the frontend's to fill in.
+    static void name_by_frontend(const job_result& what, std::vector<output>& outputs) {
+        const auto given = what.metadata.find("image.name");
+        for (auto& o : outputs)
+            if (const auto at = o.attributes.find("name"); at != o.attributes.end() && at->second == "*")
+                at->second = given == what.metadata.end() ? std::string() : given->second;
+    }
+
     static source::freshness freshness_of(gateway::resolve_mode mode) {
         return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
     }

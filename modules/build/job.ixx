@@ -85,10 +85,10 @@ public:
     virtual async::task<gateway::image_config> resolve_image(gateway::resolve_request request) = 0;
     /// What a git or http source is now; `name` is what progress shows.
     struct source_facts {
-        std::string checksum, ref, filename;
+        std::string checksum, commit, ref, filename, commit_object, tag_object;  ///< see ops::source_facts
         std::int64_t modified = 0;
     };
-    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name) = 0;
+    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool with_objects) = 0;
     /// Brings every ref about and hands it to the exporters. Without outputs only the former.
     virtual async::task<build_result> finish(job_result what, std::vector<output> outputs) = 0;
     virtual void warn(progress::warning what) = 0;

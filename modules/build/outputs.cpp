@@ -136,7 +136,7 @@ private:
             auto made = co_await write(options, w, names, result);
             const auto stored = stored_names(how, names, made.top.digest);
             describe_image(made, stored, result.exporter_response);
-            if (how.store) co_await keep_image(parts_, made, what_, stored);
+            if (how.store && what_.keep) co_await keep_image(parts_, made, what_, stored);
             for (const auto& n : stored) w.begin(cat("naming to ", n)).done();
             auto pushing = how.pushing;
             pushing.who = what_.who;
@@ -158,7 +158,6 @@ private:
             throw error{errc::invalid, cat("--output type=", o.type, ",tar=false: dest= is missing, the directory to write to")};
         o.attributes.try_emplace("attestation-inline", "false");
         auto options = exporter::take_image_options(o.attributes);
-        if (!docker && !options.oci_types) throw error{errc::invalid, "--output type=oci has OCI's media types: leave out oci-mediatypes=false"};
         no_more(o);
         const auto title = docker ? "exporting to docker image format" : "exporting to oci image format";
         co_await shown<int>(sink_, cat("export", to.path, to.fd), title, [&](progress::writer w) -> async::task<int> {

@@ -141,7 +141,18 @@ struct built {
     std::vector<one> list;
     bool map = false;
     std::shared_ptr<const registry::login> who{};  ///< who pushes; none: the engine's own logins
+    bool keep = true;                              ///< images are kept under their names
 };
+/// refs.platforms of a result: keys and platforms, in the frontend's order, which is the exporters'; empty when there is none.
+/// Throws errc::invalid for entries that say nothing.
+using result_platforms = std::vector<std::pair<std::string, oci::platform>>;
+std::string platforms_json(const std::vector<oci::platform>& platforms);
+result_platforms platforms_of_result(const std::map<std::string, std::string>& metadata);
+/// Of an image config, this machine's when it has none or names none. Throws errc::invalid for half a platform.
+oci::platform platform_of_config(const std::string& config);
+/// What is to be said when the platforms of a result are not those that were asked for ("linux/amd64,linux/arm64"; empty:
+/// this machine's); empty when they are.
+std::string platform_warning(const std::string& asked, bool map, const result_platforms& made);
 /// The tags of a request with their registry and tag spelled out.
 std::vector<std::string> normalized_names(const std::vector<std::string>& names);
 /// Runs the exporters one after the other; `result` gets their keys.

@@ -26,7 +26,8 @@ namespace cobuild::build {
 
 namespace {
 
-constexpr std::string_view image_scheme = "docker-image://", layout_scheme = "oci-layout://", git_scheme = "git://", local_scheme = "local://";
+constexpr std::string_view image_scheme = "docker-image://", layout_scheme = "oci-layout://", git_scheme = "git://", local_scheme = "local://",
+                           blob_scheme = "docker-image+blob://";
 
 std::optional<oci::platform> platform_of(const llb::op& op) {
     if (!op.platform) return std::nullopt;
@@ -71,7 +72,11 @@ void add_source(exporter::build_record& r, const llb::op& op, const llb::source_
         m = image_material("docker", oci::reference::parse(id.substr(image_scheme.size())), op, std::move(digests));
     else if (id.starts_with(layout_scheme))
         m = image_material("oci", oci::reference::parse(id.substr(layout_scheme.size())), op, std::move(digests));
-    else if (id.starts_with(git_scheme))
+    else if (id.starts_with(blob_scheme)) {
+        auto uri = exporter::package_url("docker", oci::reference::parse(id.substr(blob_scheme.size())), std::nullopt);
+        uri += cat(uri.find('?') == std::string::npos ? "?" : "&", "ref_type=blob");
+        m = exporter::material{.uri = std::move(uri), .digests = std::move(digests)};
+    } else if (id.starts_with(git_scheme))
         m = git_material(source, std::move(digests));
     else if (id.starts_with("http://") || id.starts_with("https://"))
         m = http_material(source, std::move(digests));

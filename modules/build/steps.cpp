@@ -111,7 +111,7 @@ void check_entitlements(const std::vector<std::string>& allow, const llb::defini
         if (exec->network == llb::net_mode::host && !allowed("network.host")) missing = "network.host";
         if (exec->security == llb::security_mode::insecure && !allowed("security.insecure")) missing = "security.insecure";
         if (missing.empty()) continue;
-        error e{errc::permission, cat("the step asks for ", missing, ", which this build is not allowed: add --allow ", missing)};
+        error e{errc::permission, cat(missing, " is not allowed: the step asks for it, so add --allow ", missing)};
         if (auto where = location_of(graph, v.id)) throw std::move(e).at(std::move(*where));
         throw e;
     }

@@ -185,10 +185,13 @@ async::task<std::string> resolve_source(bridge_call c, std::string bytes) {
     if (id.starts_with("local://")) co_return out.SerializeAsString();
     if (id.starts_with("git://") || id.starts_with("http://") || id.starts_with("https://")) {
         const auto facts = co_await c.b->job->resolve_source({std::string(id), {r.source().attrs().begin(), r.source().attrs().end()}},
-                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name());
+                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name(), r.git().return_object());
         if (id.starts_with("git://")) {
             out.mutable_git()->set_checksum(facts.checksum);
             out.mutable_git()->set_ref(facts.ref);
+            out.mutable_git()->set_commit_checksum(facts.commit);
+            if (!facts.commit_object.empty()) out.mutable_git()->set_commit_object(facts.commit_object);
+            if (!facts.tag_object.empty()) out.mutable_git()->set_tag_object(facts.tag_object);
         } else {
             out.mutable_http()->set_checksum(facts.checksum);
             out.mutable_http()->set_filename(facts.filename);

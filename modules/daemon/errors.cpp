@@ -88,7 +88,8 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
     s.set_message(out.message);
     json::object vertex;
     vertex.set("digest", where->vertex.str());
-    for (const auto& from : where->sources) add_detail(s, "errdefs.Source", source_detail(from));
+    // Clients wrap the error from the last detail to the first; the last place given comes out first.
+    for (auto from = where->sources.rbegin(); from != where->sources.rend(); ++from) add_detail(s, "errdefs.Source", source_detail(*from));
     add_detail(s, "errdefs.Vertex", std::move(vertex));
     out.details = s.SerializeAsString();
     return out;

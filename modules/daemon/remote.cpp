@@ -231,7 +231,8 @@ private:
             for (const auto& item : *list) rules += cat(item.size(), ":", item, "\n");
             rules += "-\n";
         }
-        const auto key = cat(tunnel_->shared_key.empty() ? tunnel_->id : tunnel_->shared_key, "\n", what.name, "\n", what.shared_key_hint);
+        // As BuildKit's: of clients without a shared key, those who send the same names share what was sent.
+        const auto key = cat(tunnel_->shared_key, "\n", what.name, "\n", what.shared_key_hint);
         const auto known = cat(key, "\n", rules);
         if (const auto at = synced_.find(known); at != synced_.end()) co_return at->second;
         co_return co_await flights_.run(known, [this, what, rules, key, known]() { return bring(what, key, rules, known); });

@@ -68,13 +68,11 @@ void refuse_what_is_missing(const wire::SolveRequest& r) {
 
 /// The result, by whichever of the three roads the request takes.
 async::task<build::job_result> result_of(std::shared_ptr<build_state> b, wire::SolveRequest r) {
-    if (!r.definition().empty() && r.frontend().empty()) {
-        auto definition = llb::unmarshal_definition(r.definition());
-        if (!definition.ops.empty()) {
-            build::job_result out;
-            out.refs[""] = b->job->define(std::move(definition));
-            co_return out;
-        }
+    if (r.has_definition() && r.frontend().empty()) {
+        // Without ops it is the empty root: a result too, and nobody will drive this build.
+        build::job_result out;
+        out.refs[""] = b->job->define(r.definition().empty() ? llb::definition{} : llb::unmarshal_definition(r.definition()));
+        co_return out;
     }
     if (!r.frontend().empty()) {
         std::map<std::string, llb::definition> inputs;

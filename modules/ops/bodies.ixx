@@ -48,10 +48,12 @@ std::vector<std::string> expand_wildcard(const fs::root& root, std::string_view 
 std::shared_ptr<solver::op> make_source_op(const llb::op& what, environment& env, const build_scope& scope);
 /// http://, https://, git:// and oci-layout://; null for any other.
 std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env, const build_scope& scope);
-std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope);
+/// One that ignores the cache begins its cache directories anew, see build_scope::renewed.
+std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope, bool ignore_cache);
 std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env, const build_scope& scope);
 std::shared_ptr<solver::op> make_merge_op(const llb::op& what, environment& env);
 std::shared_ptr<solver::op> make_diff_op(const llb::op& what, environment& env);
+std::shared_ptr<solver::op> make_passthrough_op(const llb::op& what);
 
 /// The chain of a value; copies a local directory's selected files into a layer first (a step must never see the live
 /// directory). `select` is a path inside it.

@@ -5,6 +5,7 @@ module;
 #include <functional>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 export module cobuild.ops:environment;
@@ -63,6 +64,9 @@ using known_sources = std::map<digest, std::shared_ptr<solver::op>>;
 /// What sources turned out to be in one build, by their LLB identifier: digests by algorithm, such as {"sha1", COMMIT}.
 using found_sources = std::map<std::string, std::map<std::string, std::string>>;
 
+/// What refs of git repositories mean, by remote and ref.
+using known_commits = std::map<std::string, source::git_commit>;
+
 /// One client's build.
 struct build_scope {
     std::shared_ptr<session::session> session;
@@ -73,9 +77,12 @@ struct build_scope {
     /// have what stands under that key, and then neither the copy nor what is below it is needed.
     bool hash_local = false;
     std::shared_ptr<known_sources> sources;                ///< null: nothing is shared
+    std::shared_ptr<known_commits> commits{};              ///< likewise: a ref means the same in a whole build
     std::shared_ptr<found_sources> found{};                ///< null: nobody wants to know
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
-    std::shared_ptr<const registry::login> who;            ///< the client's logins; none: the engine's own
+    /// Cache directories that a step which ignores the cache has begun anew, once a graph (BuildKit's rule); null: they outlive it.
+    std::shared_ptr<std::set<std::string>> renewed{};
+    std::shared_ptr<const registry::login> who;  ///< the client's logins; none: the engine's own
 };
 
 }  // namespace cobuild::ops

@@ -6,6 +6,7 @@ module;
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -20,6 +21,7 @@ module cobuild.ops;
 import cobuild.executor;
 import cobuild.cni;
 import cobuild.session;
+import cobuild.source;
 import cobuild.progress;
 import :bodies;
 
@@ -57,8 +59,13 @@ struct prepared_mounts {
 
 class exec_op final : public solver::op {
 public:
-    exec_op(const llb::op& what, environment& env, const build_scope& scope)
-        : env_(env), session_(scope.session), exec_(std::get<llb::exec_op>(what.what)), inputs_(what.inputs.size()), key_(exec_key(what)) {
+    exec_op(const llb::op& what, environment& env, const build_scope& scope, bool ignore_cache)
+        : env_(env),
+          session_(scope.session),
+          exec_(std::get<llb::exec_op>(what.what)),
+          inputs_(what.inputs.size()),
+          key_(exec_key(what)),
+          renewed_(ignore_cache ? scope.renewed : nullptr) {
         if (!exec_.devices.empty()) throw error{errc::unsupported, "RUN --device is not supported yet"};
         if (exec_.network == llb::net_mode::host && !env.host_network_allowed)
             throw error{errc::permission, "network.host is not allowed: add it to insecure-entitlements in the configuration"};
@@ -95,11 +102,17 @@ public:
             [&] { return cache::hash_tree(view.fd(), wanted, {.memo = nullptr, .threads = 2, .cancelled = ctx.cancelled}); });
     }
 
+    [[nodiscard]] std::optional<std::size_t> changed_input(std::size_t output) const noexcept override {
+        for (const auto& m : exec_.mounts)
+            if (m.type == llb::mount_type::bind && m.output == static_cast<std::int64_t>(output) && m.input >= 0) return m.input;
+        return std::nullopt;
+    }
     async::task<std::shared_ptr<void>> prepare(solver::context ctx) override;
     async::task<solver::run_result> run(std::vector<solver::result> inputs, solver::context ctx) override;
 
 private:
-    using cache_dirs = std::map<std::size_t, snapshot::cache_dir>;
+    /// By mount; those of one directory share it.
+    using cache_dirs = std::map<std::size_t, std::shared_ptr<snapshot::cache_dir>>;
     [[nodiscard]] std::string selector_of(std::size_t input) const {
         std::string out;
         std::size_t mounts = 0;
@@ -119,6 +132,7 @@ private:
     llb::exec_op exec_;
     std::size_t inputs_;
     digest key_;
+    std::shared_ptr<std::set<std::string>> renewed_;
     std::shared_ptr<cache_dirs> caches_;
     std::map<std::size_t, std::shared_ptr<chain_value>> copied_;  ///< of live directories, by input
 };
@@ -130,6 +144,7 @@ async::task<std::shared_ptr<void>> exec_op::prepare(solver::context ctx) {
         if (exec_.mounts[i].type == llb::mount_type::cache) order.push_back(i);
     std::sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return exec_.mounts[a].cache->id < exec_.mounts[b].cache->id; });
     auto held = std::make_shared<cache_dirs>();
+    std::map<std::pair<std::string, std::vector<snapshot::layer_id>>, std::shared_ptr<snapshot::cache_dir>> acquired;
     for (const auto i : order) {
         const auto& m = exec_.mounts[i];
         snapshot::cache_request r;
@@ -141,8 +156,12 @@ async::task<std::shared_ptr<void>> exec_op::prepare(solver::context ctx) {
             const auto slot = static_cast<std::size_t>(m.input);
             r.seed = (co_await as_chain(env_, ctx.inputs.at(slot), selector_of(slot)))->chain;
         }
+        if (renewed_) r.fresh = renewed_->insert(cat(r.id, "\n", source::chain_text(r.seed))).second;
         r.description = cat("cached mount ", m.dest, " from exec ", exec_.meta.args.back());
-        held->emplace(i, co_await env_.snapshots.acquire_cache(std::move(r)));
+        // A step that mounts a directory twice must not wait for itself.
+        auto& known = acquired[{r.id, r.seed.layers}];
+        if (!known) known = std::make_shared<snapshot::cache_dir>(co_await env_.snapshots.acquire_cache(std::move(r)));
+        held->emplace(i, known);
     }
     caches_ = held;
     co_return held;
@@ -190,14 +209,15 @@ async::task<void> exec_op::add_mount(std::size_t index, std::vector<std::shared_
                                    .mode = 01777});
             co_return;
         case llb::mount_type::cache:
-            held.fds.push_back(caches.at(index).mount());
+            held.fds.push_back(caches.at(index)->mount());
             step.mounts.push_back({.target = m.dest, .source = held.fds.back().get(), .selector = m.selector, .readonly = m.readonly});
             co_return;
         case llb::mount_type::bind: break;
     }
     const snapshot::chain lower = m.input >= 0 ? inputs[static_cast<std::size_t>(m.input)]->chain : snapshot::chain{};
     int fd = -1;
-    if (m.readonly && m.output == llb::no_output) {
+    // A root that the step cannot write to still gets the places where the runtime mounts something.
+    if (m.readonly && m.output == llb::no_output && m.dest != "/") {
         held.views.push_back(co_await env_.snapshots.view(lower));
         fd = held.views.back().fd();
     } else {
@@ -317,8 +337,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
 
 }  // namespace
 
-std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope) {
-    return std::make_shared<exec_op>(what, env, scope);
+std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope, bool ignore_cache) {
+    return std::make_shared<exec_op>(what, env, scope, ignore_cache);
 }
 
 }  // namespace cobuild::ops

@@ -124,8 +124,9 @@ public:
             const auto memo = co_await env_.cache.memo();
             co_return co_await env_.pool.run([&] { return digest_of_copies(input, *local, memo.get()); });
         }
+        // Of an empty root the copy itself says that there is nothing (BuildKit's sentence for it is another one).
         const auto chain = std::dynamic_pointer_cast<chain_value>(value);
-        if (!chain) co_return std::nullopt;
+        if (!chain || chain->chain.layers.empty()) co_return std::nullopt;
         std::vector<cache::selector> wanted;
         for (const auto& a : file_.actions) {
             const auto* copy = std::get_if<llb::copy_action>(&a.what);
@@ -256,7 +257,16 @@ std::optional<digest> file_op::act(const llb::file_action& action, tree& target,
     if (const auto* copy = std::get_if<llb::copy_action>(&action.what)) {
         copy_job job{.from = live != nullptr ? &live->root : &*other->mounted, .live = live, .to = &root, .what = *copy};
         job.owner = owner_of(copy->owner, trees);
-        return run_copy(job, memo);
+        const auto from = action.secondary_input;
+        const bool hashed = from >= 0 && from < static_cast<std::int64_t>(inputs_) && only_copied_from(static_cast<std::size_t>(from)) &&
+                            !other->below->chain.layers.empty();
+        if (live != nullptr || hashed) return run_copy(job, memo);
+        try {
+            return run_copy(job, memo);
+        } catch (const error& e) {
+            if (e.kind() != errc::not_found || std::string_view(e.what()).find("\": not found") == std::string_view::npos) throw;
+            throw error{errc::not_found, cat("copying ", copy->src, ": no such file or directory")};
+        }
     }
     const auto who = [&](const auto& what) { return owner_of(what.owner, trees).value_or(fs::owner{}); };
     if (const auto* dir = std::get_if<llb::mkdir_action>(&action.what))

@@ -30,7 +30,7 @@ namespace cobuild::ops {
 
 namespace {
 
-constexpr std::string_view git_scheme = "git://", layout_scheme = "oci-layout://";
+constexpr std::string_view git_scheme = "git://", layout_scheme = "oci-layout://", blob_scheme = "docker-image+blob://";
 
 std::string attribute(const llb::source_op& source, const std::string& key) {
     const auto at = source.attrs.find(key);
@@ -69,7 +69,7 @@ std::shared_ptr<chain_value> chain_of(snapshot::chain chain, state::pin keep) {
 class tells_facts {
 public:
     virtual ~tells_facts() = default;
-    virtual async::task<source_facts> facts(solver::context ctx) = 0;
+    virtual async::task<source_facts> facts(solver::context ctx, bool with_objects) = 0;
 };
 
 /// A file behind a URL: with a checksum its key is known without asking, else the key is what the server gave.
@@ -101,9 +101,13 @@ public:
         co_return solver::run_result{.outputs = {chain_of(file.chain, file.keep)}};
     }
 
-    async::task<source_facts> facts(solver::context ctx) override {
+    async::task<source_facts> facts(solver::context ctx, bool) override {
         const auto file = co_await fetched(ctx);
-        co_return source_facts{.checksum = file.content.str(), .ref = {}, .filename = file.filename, .modified = file.modified};
+        source_facts out;
+        out.checksum = file.content.str();
+        out.filename = file.filename;
+        out.modified = file.modified;
+        co_return out;
     }
 
     [[nodiscard]] bool counted() const noexcept override { return false; }
@@ -131,7 +135,7 @@ private:
 class git_op final : public solver::op, public tells_facts {
 public:
     git_op(environment& env, const build_scope& scope, const llb::source_op& source)
-        : env_(env), session_(scope.session), found_(scope.found), identifier_(source.identifier) {
+        : env_(env), session_(scope.session), commits_(scope.commits), found_(scope.found), identifier_(source.identifier) {
         if (env.git == nullptr) throw error{errc::unsupported, cat("the source ", source.identifier, " is not supported here")};
         std::string_view id = std::string_view(source.identifier).substr(git_scheme.size());
         const auto hash = id.find('#');
@@ -173,9 +177,17 @@ public:
         co_return solver::run_result{.outputs = {chain_of(std::move(tree.chain), std::move(tree.keep))}};
     }
 
-    async::task<source_facts> facts(solver::context ctx) override {
+    async::task<source_facts> facts(solver::context ctx, bool with_objects) override {
         const auto commit = co_await resolved(ctx);
-        co_return source_facts{.checksum = commit.id, .ref = commit.ref, .filename = {}};
+        source_facts out;
+        out.checksum = commit.tag.empty() ? commit.id : commit.tag;
+        if (!commit.tag.empty()) out.commit = commit.id;
+        out.ref = commit.ref;
+        if (!with_objects) co_return out;
+        auto objects = co_await env_.git->objects(request_, commit, access(), ctx.progress);
+        out.commit_object = std::move(objects.commit);
+        out.tag_object = std::move(objects.tag);
+        co_return out;
     }
 
     [[nodiscard]] bool describe_is_work() const noexcept override { return !remote::is_commit(request_.ref); }
@@ -188,18 +200,66 @@ private:
         return out;
     }
     async::task<source::git_commit> resolved(solver::context ctx) {
-        if (!commit_) commit_ = co_await flight_.run(0, [this, ctx] { return env_.git->resolve(request_, access(), ctx.progress); });
+        if (!commit_) commit_ = co_await flight_.run(0, [this, ctx] { return resolve(ctx); });
         if (found_) (*found_)[identifier_] = {{commit_->id.size() == 64 ? "sha256" : "sha1", commit_->id}};
         co_return *commit_;
     }
 
+    /// A branch or tag that moves during a build means what it meant first.
+    async::task<source::git_commit> resolve(solver::context ctx) {
+        const auto name = cat(request_.remote, "\n", request_.ref);
+        if (commits_ && request_.checksum.empty())
+            if (const auto at = commits_->find(name); at != commits_->end()) co_return at->second;
+        auto out = co_await env_.git->resolve(request_, access(), ctx.progress);
+        if (commits_) commits_->emplace(name, out);
+        co_return out;
+    }
+
     environment& env_;
     std::shared_ptr<session::session> session_;
+    std::shared_ptr<known_commits> commits_;
     std::shared_ptr<found_sources> found_;
     std::string identifier_;
     source::git_request request_;
     async::single_flight<int, source::git_commit> flight_;
     std::optional<source::git_commit> commit_;
+};
+
+/// A blob of a registry as one file.
+class blob_op final : public solver::op {
+public:
+    blob_op(environment& env, const build_scope& scope, const llb::source_op& source)
+        : env_(env), found_(scope.found), identifier_(source.identifier) {
+        request_.reference = oci::reference::parse(source.identifier.substr(blob_scheme.size()));
+        if (!request_.reference.digest()) throw error{errc::invalid, cat("the source ", source.identifier, " must name a digest")};
+        const auto name = attribute(source, "http.filename");
+        request_.filename = name.substr(name.find_last_of('/') + 1);
+        if (request_.filename.empty() || request_.filename == "." || request_.filename == "..")
+            request_.filename = request_.reference.digest()->hex();
+        request_.perm = number_attribute(source, "http.perm", 0600);
+        request_.uid = number_attribute(source, "http.uid", 0);
+        request_.gid = number_attribute(source, "http.gid", 0);
+        request_.who = scope.who;
+    }
+
+    async::task<solver::cache_info> describe(solver::context) override {
+        if (found_) (*found_)[identifier_] = {{"sha256", request_.reference.digest()->hex()}};
+        co_return solver::cache_info{.op_digest = digest::of(cat("blob\n", request_.reference.digest()->str(), "\n", request_.filename, "\n",
+                                                                 request_.perm, "\n", request_.uid, "\n", request_.gid)),
+                                     .pinned = true};
+    }
+
+    async::task<solver::run_result> run(std::vector<solver::result>, solver::context ctx) override {
+        auto made = co_await env_.images.blob(request_, ctx.progress);
+        co_return solver::run_result{.outputs = {chain_of(std::move(made.chain), std::move(made.keep))}};
+    }
+    [[nodiscard]] bool counted() const noexcept override { return false; }
+
+private:
+    environment& env_;
+    std::shared_ptr<found_sources> found_;
+    std::string identifier_;
+    source::blob_request request_;
 };
 
 /// An image of a layout directory of the client, always named by digest: what it is made of is taken over first.
@@ -249,15 +309,16 @@ std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env
     const std::string_view id = source.identifier;
     if (id.starts_with("http://") || id.starts_with("https://")) return std::make_shared<http_op>(env, scope, source);
     if (id.starts_with(git_scheme)) return std::make_shared<git_op>(env, scope, source);
+    if (id.starts_with(blob_scheme)) return std::make_shared<blob_op>(env, scope, source);
     if (id.starts_with(layout_scheme)) return std::make_shared<layout_op>(env, scope, what, source);
     return nullptr;
 }
 
-async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx) {
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool with_objects) {
     const auto op = make_source_op(what, env, scope);
     const auto teller = std::dynamic_pointer_cast<tells_facts>(op);
     if (!teller) throw error{errc::unsupported, cat("what ", std::get<llb::source_op>(what.what).identifier, " is now cannot be asked")};
-    co_return co_await teller->facts(std::move(ctx));
+    co_return co_await teller->facts(std::move(ctx), with_objects);
 }
 
 }  // namespace cobuild::ops

@@ -1,10 +1,13 @@
 module;
+#include <charconv>
+#include <cstddef>
 #include <filesystem>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -31,13 +34,18 @@ constexpr std::string_view image_scheme = "docker-image://", local_scheme = "loc
 /// same layers under another manifest give the same root.
 class image_op final : public solver::op {
 public:
-    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how, const build_scope& scope)
-        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how), who_(scope.who), found_(scope.found) {}
+    image_op(environment& env, oci::reference ref, oci::platform platform, source::freshness how, const build_scope& scope,
+             const llb::source_op& source)
+        : env_(env), ref_(std::move(ref)), platform_(std::move(platform)), how_(how), who_(scope.who), found_(scope.found) {
+        if (const auto at = source.attrs.find("image.checksum"); at != source.attrs.end() && !at->second.empty())
+            checksum_ = digest::parse(at->second);
+        if (const auto at = source.attrs.find("image.layerlimit"); at != source.attrs.end()) limit_ = parse_limit(at->second);
+    }
 
     async::task<solver::cache_info> describe(solver::context ctx) override {
         const auto& image = co_await resolved(ctx);
         solver::cache_info out;
-        out.op_digest = digest::of(cat("image\n", image.manifest.digest.str(), "\n", oci::format(platform_)));
+        out.op_digest = digest::of(cat("image\n", image.manifest.digest.str(), "\n", oci::format(platform_), limit_ ? cat("\n", *limit_) : ""));
         if (const auto chains = oci::chain_ids(image.diff_ids); !chains.empty()) out.also.push_back(digest::of(cat("chain\n", chains.back().str())));
         out.pinned = true;
         co_return out;
@@ -58,8 +66,24 @@ public:
 private:
     async::task<source::resolved_image> resolved(solver::context ctx) {
         if (!resolved_) resolved_ = co_await flight_.run(0, [this, ctx] { return env_.images.resolve(ref_, platform_, how_, ctx.progress, who_); });
+        if (checksum_ && resolved_->target.digest != *checksum_)
+            throw error{errc::corrupt, cat("image digest ", resolved_->target.digest.str(), " for ", ref_.str(), " does not match expected checksum ",
+                                           checksum_->str())};
         if (found_) (*found_)[cat(image_scheme, ref_.str())] = {{"sha256", resolved_->target.digest.hex()}};
-        co_return *resolved_;
+        if (!limit_ || *limit_ >= resolved_->diff_ids.size()) co_return *resolved_;
+        auto out = *resolved_;
+        out.diff_ids.resize(*limit_);
+        out.parsed.layers.resize(*limit_);
+        out.chain.reset();
+        co_return out;
+    }
+
+    /// How many of the image's layers are wanted, from the bottom.
+    static std::size_t parse_limit(std::string_view text) {
+        std::size_t out = 0;
+        const auto [end, bad] = std::from_chars(text.data(), text.data() + text.size(), out);
+        if (bad != std::errc{} || end != text.data() + text.size() || out == 0) throw error{errc::invalid, cat("invalid layer limit ", text)};
+        return out;
     }
 
     environment& env_;
@@ -70,6 +94,8 @@ private:
     std::shared_ptr<found_sources> found_;
     async::single_flight<int, source::resolved_image> flight_;
     std::optional<source::resolved_image> resolved_;
+    std::optional<digest> checksum_;
+    std::optional<std::size_t> limit_;
 };
 
 std::vector<std::string> list_attribute(const llb::source_op& source, const std::string& key) {
@@ -162,7 +188,8 @@ std::shared_ptr<solver::op> make_new_source(const llb::op& what, environment& en
         if (what.platform)
             platform = oci::normalize(
                 {what.platform->os, what.platform->architecture, what.platform->variant, what.platform->os_version, what.platform->os_features});
-        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform, freshness_of(source, scope), scope);
+        return std::make_shared<image_op>(env, oci::reference::parse(id.substr(image_scheme.size())), platform, freshness_of(source, scope), scope,
+                                          source);
     }
     if (id.starts_with(local_scheme)) return std::make_shared<local_op>(scope, std::string(id.substr(local_scheme.size())), source);
     if (auto op = make_remote_op(what, env, scope)) return op;

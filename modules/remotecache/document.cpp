@@ -1,11 +1,13 @@
 module;
 #include <algorithm>
+#include <charconv>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -18,6 +20,7 @@ namespace cobuild::remotecache {
 namespace {
 
 constexpr std::string_view key_selector = "cobuild.key";
+constexpr std::string_view output_selector = "cobuild.output.";
 constexpr std::string_view variant_member = "cobuild.variant";
 /// What Go writes for a time that is none.
 constexpr std::string_view no_time = "0001-01-01T00:00:00Z";
@@ -44,7 +47,7 @@ struct tree {
 struct sorted_document {
     std::vector<std::size_t> order;  ///< of records, by key
     std::vector<tree::node> nodes;
-    std::map<std::size_t, std::size_t> top;  ///< node by record
+    std::map<std::pair<std::size_t, std::size_t>, std::size_t> top;  ///< node by record and output
 };
 
 /// Chains in the order of their records' keys: nodes come in the same order whatever the order of `d`.
@@ -53,8 +56,10 @@ sorted_document sort(const document& d) {
     for (std::size_t i = 0; i < d.records.size(); ++i) out.order.push_back(i);
     std::sort(out.order.begin(), out.order.end(), [&](auto a, auto b) { return d.records[a].canonical < d.records[b].canonical; });
     tree all;
-    for (const auto i : out.order)
-        if (d.records[i].chain) out.top[i] = all.add(*d.records[i].chain);
+    for (const auto i : out.order) {
+        if (d.records[i].chain) out.top[{i, 0}] = all.add(*d.records[i].chain);
+        for (const auto& [number, chain] : d.records[i].others) out.top[{i, number}] = all.add(chain);
+    }
     out.nodes = std::move(all.nodes);
     return out;
 }
@@ -74,9 +79,9 @@ json::value layer_json(const layer& l, std::ptrdiff_t below) {
     return out;
 }
 
-json::value link_json(const digest& key, std::size_t to) {
+json::object link_json(const digest& key, std::string_view selector, std::size_t to) {
     json::object input;
-    input.set("selector", key_selector);
+    input.set("selector", selector);
     input.set("link", to);
     json::object out;
     out.set("digest", key.str());
@@ -84,19 +89,23 @@ json::value link_json(const digest& key, std::size_t to) {
     return out;
 }
 
+json::array result_json(std::size_t top, std::string_view created) {
+    json::object result;
+    result.set("layer", top);
+    result.set("createdAt", created.empty() ? no_time : created);
+    return json::array{json::value(std::move(result))};
+}
+
 json::array records_json(const document& d, const sorted_document& s, bool with_times) {
     json::array out;
     std::map<digest, std::size_t> links;
+    const auto created = [&](const std::vector<std::size_t>& chain) {
+        return !with_times || d.layers.empty() ? std::string() : d.layers.at(chain.back()).created;
+    };
     for (const auto i : s.order) links.try_emplace(d.records[i].canonical, out.size());
     for (const auto i : s.order) {
         json::object r;
-        if (d.records[i].chain) {
-            json::object result;
-            const auto& created = d.layers.empty() ? std::string() : d.layers.at(d.records[i].chain->back()).created;
-            result.set("layer", s.top.at(i));
-            result.set("createdAt", !with_times || created.empty() ? std::string(no_time) : created);
-            r.set("layers", json::array{json::value(std::move(result))});
-        }
+        if (d.records[i].chain) r.set("layers", result_json(s.top.at({i, 0}), created(*d.records[i].chain)));
         r.set("digest", d.records[i].canonical.str());
         out.emplace_back(std::move(r));
     }
@@ -104,7 +113,16 @@ json::array records_json(const document& d, const sorted_document& s, bool with_
     for (std::size_t at = 0; at < s.order.size(); ++at)
         for (const auto& key : d.records[s.order[at]].keys)
             if (!links.contains(key)) aliases.try_emplace(key, at);
-    for (const auto& [key, to] : aliases) out.push_back(link_json(key, to));
+    for (const auto& [key, to] : aliases) out.emplace_back(link_json(key, key_selector, to));
+    for (std::size_t at = 0; at < s.order.size(); ++at) {
+        const auto& r = d.records[s.order[at]];
+        for (const auto& [number, chain] : r.others) {
+            const auto selector = cat(output_selector, number);
+            auto one = link_json(digest::of(cat(selector, "\n", r.canonical.str())), selector, at);
+            one.set("layers", result_json(s.top.at({s.order[at], number}), created(chain)));
+            out.emplace_back(std::move(one));
+        }
+    }
     return out;
 }
 
@@ -123,7 +141,10 @@ std::string encode(const document& d) {
 std::string encode_inline(const document& d) {
     auto s = sort(d);
     // The image's layers are one chain: its prefixes are named by their length.
-    for (auto& [i, node] : s.top) node = d.records[i].chain->size() - 1;
+    for (auto& [which, node] : s.top) {
+        const auto& r = d.records[which.first];
+        node = (which.second == 0 ? *r.chain : r.others.at(which.second)).size() - 1;
+    }
     return base64_encode(json::serialize(json::value(records_json(d, s, false))));
 }
 
@@ -200,13 +221,23 @@ std::optional<std::vector<std::size_t>> parse_result(const json::object& r, cons
     return std::nullopt;
 }
 
-/// What record `r` is another key of; empty when it is no such record.
-std::optional<std::uint64_t> parse_link(const json::object& r) {
+/// What record `r` is another key (output 0) or a further output of; empty when it is no such record.
+struct link {
+    std::uint64_t to = 0;
+    std::size_t output = 0;
+};
+std::optional<link> parse_link(const json::object& r) {
     const auto* inputs = json::optional_array(r, "inputs");
     if (inputs == nullptr || inputs->size() != 1 || inputs->front().as_array().size() != 1) return std::nullopt;
     const auto& input = inputs->front().as_array().front().as_object();
-    if (json::optional_string(input, "selector").value_or("") != key_selector) return std::nullopt;
-    return json::uint_at(input, "link");
+    const auto selector = json::optional_string(input, "selector").value_or("");
+    if (selector == key_selector) return link{json::uint_at(input, "link"), 0};
+    if (!selector.starts_with(output_selector)) return std::nullopt;
+    const std::string_view text = std::string_view(selector).substr(output_selector.size());
+    std::size_t number = 0;
+    const auto [end, bad] = std::from_chars(text.data(), text.data() + text.size(), number);
+    if (bad != std::errc{} || end != text.data() + text.size() || number == 0 || number > max_output) throw broken("an output has no number");
+    return link{json::uint_at(input, "link"), number};
 }
 
 /// Records with inputs of BuildKit's kind are keys that nothing here has.
@@ -223,9 +254,13 @@ void parse_records(const json::array& list, const read_layers& layers, document&
     for (const auto& item : list) {
         const auto to = parse_link(item.as_object());
         if (!to) continue;
-        const auto at = canonical.find(*to);
+        const auto at = canonical.find(to->to);
         if (at == canonical.end()) throw broken("a key belongs to a record that is not there");
-        out.records[at->second].keys.push_back(digest::parse(json::string_at(item.as_object(), "digest")));
+        auto& r = out.records[at->second];
+        if (to->output == 0)
+            r.keys.push_back(digest::parse(json::string_at(item.as_object(), "digest")));
+        else if (auto chain = parse_result(item.as_object(), layers))
+            r.others[to->output] = std::move(*chain);
     }
 }
 

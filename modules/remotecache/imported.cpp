@@ -1,5 +1,7 @@
 module;
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <unordered_map>
@@ -22,16 +24,23 @@ std::optional<solver::remote_cache::found> imported::find(const digest& key) con
     const auto at = by_key_.find(key);
     if (at == by_key_.end()) return std::nullopt;
     const auto& r = document_.records[at->second];
-    return found{.canonical = r.canonical, .loadable = r.chain.has_value()};
+    found out{.canonical = r.canonical, .loadable = r.chain.has_value() || !r.others.empty(), .outputs = r.chain ? 1U : 0U};
+    for (const auto& [number, chain] : r.others) out.outputs |= std::uint64_t{1} << number;
+    return out;
 }
 
 async::task<std::vector<solver::result>> imported::load(digest canonical, progress::writer progress) {
     std::vector<solver::result> out;
     const auto at = by_key_.find(canonical);
-    if (at == by_key_.end() || !document_.records[at->second].chain) co_return out;
-    std::vector<layer> chain;
-    for (const auto l : *document_.records[at->second].chain) chain.push_back(document_.layers.at(l));
-    out.push_back(co_await load_(std::move(chain), std::move(progress)));
+    if (at == by_key_.end()) co_return out;
+    auto chains = document_.records[at->second].others;
+    if (const auto& first = document_.records[at->second].chain) chains[0] = *first;
+    for (const auto& [number, layers] : chains) {
+        std::vector<layer> chain;
+        for (const auto l : layers) chain.push_back(document_.layers.at(l));
+        out.resize(number + 1);
+        out[number] = co_await load_(std::move(chain), progress);
+    }
     co_return out;
 }
 

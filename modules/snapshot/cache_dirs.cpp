@@ -65,6 +65,11 @@ std::vector<candidate> candidates_of(store::common& c, const std::string& key) {
     return out;
 }
 
+/// Those of this key are found no more; who has one keeps it until then.
+void forget(store::common& c, const std::string& key) {
+    c.dir->database().write([&](db::connection& d) { d.run("UPDATE layers SET cache_key=NULL WHERE cache_key=?", key); });
+}
+
 /// The one to use now, locked; empty when there is none free.
 std::optional<candidate> choose(std::vector<candidate>& all, sharing how) {
     candidate* idle = nullptr;
@@ -104,6 +109,7 @@ std::optional<candidate> try_acquire(const std::shared_ptr<store::common>& c, co
     while (::flock(choosing.get(), LOCK_EX) != 0) {
         if (errno != EINTR) throw_errno("cannot lock the cache directories");
     }
+    if (r.fresh) forget(*c, key);
     auto all = candidates_of(*c, key);
     auto out = choose(all, r.sharing);
     if (!out && (r.sharing != sharing::locked || all.empty())) out = make(c, r, key);

@@ -107,7 +107,10 @@ async::task<layer> store::commit(writable w, commit_info info) {
     co_return co_await common_->dir->pool().run([&w, &info] {
         auto& b = access::of(w);
         b.finish();
-        record r{.kind = std::move(info.kind), .description = std::move(info.description), .size = info.size, .whiteouts = !b.lower.layers.empty()};
+        record r{.kind = std::move(info.kind),
+                 .description = std::move(info.description),
+                 .size = info.size,
+                 .whiteouts = info.whiteouts || !b.lower.layers.empty()};
         if (!b.lower.layers.empty()) r.parent = b.lower.layers.back();
         return b.work.publish(std::move(r)).first;
     });

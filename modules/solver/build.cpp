@@ -1,6 +1,8 @@
 module;
+#include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
@@ -15,6 +17,11 @@ module;
 module cobuild.solver.internal;
 
 namespace cobuild::solver {
+
+namespace {
+/// A cache elsewhere cannot tell of outputs with higher numbers, nor has it them.
+std::uint64_t output_bit(std::size_t number) { return std::uint64_t{1} << std::min<std::size_t>(number, 63); }
+}  // namespace
 
 build::build(std::shared_ptr<engine> e, graph g, std::vector<edge> targets, std::shared_ptr<progress::sink> sink, solve_options options)
     : engine_(std::move(e)),
@@ -63,11 +70,13 @@ void build::load_graph() {
         std::vector<digest> inputs;
         for (std::size_t slot = 0; slot < n.inputs.size(); ++slot) {
             nodes_[n.inputs[slot].vertex].users.push_back({i, slot});
+            nodes_[n.inputs[slot].vertex].used_outputs |= output_bit(n.inputs[slot].output);
             inputs.push_back(nodes_[n.inputs[slot].vertex].v->id);
         }
         n.missing = n.inputs.size();
         n.progress = progress::writer(sink_, {.id = n.v->id, .name = n.v->name, .inputs = std::move(inputs), .progress_group = n.v->progress_group});
     }
+    for (const auto t : targets_) nodes_[t.vertex].used_outputs |= output_bit(t.output);
     for (const auto t : targets_)
         if (!std::exchange(nodes_[t.vertex].target, true)) ++targets_missing_;
     for (auto& n : nodes_) n.wanted = n.target;

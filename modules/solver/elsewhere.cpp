@@ -70,7 +70,9 @@ static std::vector<digest> storable_keys(const node& n) {
 /// The first cache that has its result.
 std::optional<std::size_t> build::found_elsewhere(const node& n) const {
     for (std::size_t c = 0; c < n.elsewhere.size(); ++c)
-        if (n.elsewhere[c].found && n.elsewhere[c].found->loadable && !n.elsewhere[c].failed) return c;
+        if (const auto& there = n.elsewhere[c];
+            there.found && there.found->loadable && (n.used_outputs & ~there.found->outputs) == 0 && !there.failed)
+            return c;
     return std::nullopt;
 }
 
@@ -116,11 +118,11 @@ async::task<void> build::load_elsewhere(std::size_t i) {
     });
 }
 
-/// The next build finds it here.
+/// The next build finds it here, unless that might want an output that was not to be had.
 async::task<void> build::remember(std::size_t i, std::vector<result> outputs) {
     const auto& n = nodes_[i];
     const auto keys = storable_keys(n);
-    if (keys.empty() || n.canonical.ephemeral) co_return;
+    if (keys.empty() || n.canonical.ephemeral || std::find(outputs.begin(), outputs.end(), nullptr) != outputs.end()) co_return;
     std::vector<std::string> texts;
     for (const auto& one : outputs) {
         texts.push_back(one ? co_await engine_->store->save(one) : std::string());

@@ -190,10 +190,10 @@ struct node {
     bool in_queue = false;
     bool wanted = false;  ///< its result
     bool target = false;
-    bool has_key = false;
-    bool has_result = false;
+    bool has_key = false, has_result = false;
     bool fresh = false;
-    bool blocked = false;  ///< its key waits for a run below
+    bool blocked = false;            ///< its key waits for a run below
+    std::uint64_t used_outputs = 0;  ///< as in remote_cache::found
 
     cache_info info;
     std::vector<key> fast;

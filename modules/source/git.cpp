@@ -52,27 +52,27 @@ void remove_stale(const std::string& path) {
     for (const auto& file : stale) root.remove_all(file);
 }
 
-/// The commit a line of ls-remote gives for the ref; branches come before tags, as in git checkout.
-std::optional<git_commit> pick_ref(std::string_view listing, const std::string& wanted, bool keep_tags) {
+/// The commit a line of ls-remote gives for the ref; branches come before tags, as in git checkout. HEAD is the branch it names.
+std::optional<git_commit> pick_ref(std::string_view listing, const std::string& wanted) {
     std::map<std::string, std::string, std::less<>> refs;
+    std::string head = "HEAD";
     for (const auto line : split(listing, '\n')) {
         const auto tab = line.find('\t');
-        if (tab == std::string_view::npos || !remote::is_commit(line.substr(0, tab))) continue;
-        refs.emplace(line.substr(tab + 1), line.substr(0, tab));
+        if (tab == std::string_view::npos) continue;
+        if (line.starts_with("ref: ") && line.substr(tab + 1) == "HEAD") head = line.substr(5, tab - 5);
+        if (remote::is_commit(line.substr(0, tab))) refs.emplace(line.substr(tab + 1), line.substr(0, tab));
     }
-    std::vector<std::string> names;
-    if (wanted.empty() || wanted == "HEAD")
-        names = {"HEAD"};
-    else if (wanted.starts_with("refs/"))
-        names = {wanted};
-    else
-        names = {cat("refs/heads/", wanted), cat("refs/tags/", wanted), cat("refs/", wanted)};
+    if (wanted.empty() || wanted == "HEAD") {
+        const auto found = refs.find("HEAD");
+        return found == refs.end() ? std::nullopt : std::optional(git_commit{found->second, head, ""});
+    }
+    std::vector<std::string> names{wanted};
+    if (!wanted.starts_with("refs/")) names = {cat("refs/heads/", wanted), cat("refs/tags/", wanted), cat("refs/", wanted)};
     for (const auto& name : names) {
-        if (const auto peeled = refs.find(cat(name, "^{}")); peeled != refs.end() && !keep_tags) return git_commit{peeled->second, name};
-        if (const auto found = refs.find(name); found != refs.end()) {
-            const auto peeled = refs.find(cat(name, "^{}"));
-            return git_commit{peeled != refs.end() ? peeled->second : found->second, name};
-        }
+        const auto found = refs.find(name);
+        if (const auto peeled = refs.find(cat(name, "^{}")); peeled != refs.end())
+            return git_commit{peeled->second, name, found == refs.end() ? "" : found->second};
+        if (found != refs.end()) return git_commit{found->second, name, ""};
     }
     return std::nullopt;
 }
@@ -95,6 +95,8 @@ struct git_repositories::state {
     async::task<locked_repository> open(const git_request& r, bool sha256);
     async::task<git_runner> runner(git_request r, git_access access, std::string repository);
     async::task<void> fetch(const git_runner& git, const git_request& r, const git_commit& c);
+    async::task<locked_repository> bring(const git_runner& git, const git_request& r, const git_commit& c, locked_repository repository,
+                                         progress::writer progress);
     async::task<void> plain_checkout(const git_runner& git, const git_commit& c, std::string into);
     async::task<void> full_checkout(const git_runner& git, const git_request& r, const git_commit& c, std::string into);
 };
@@ -134,18 +136,18 @@ async::task<git_runner> git_repositories::state::runner(git_request r, git_acces
 async::task<git_commit> git_repositories::resolve(git_request r, git_access access, progress::writer progress) {
     auto s = state_;
     remote::check_ref(r.ref);
-    git_commit out{r.ref, ""};
+    git_commit out{r.ref, "", ""};
     if (!remote::is_commit(r.ref)) {
         auto line = progress.begin(cat("resolving ", r.ref.empty() ? "HEAD" : r.ref));
         auto git = co_await s->runner(r, std::move(access), cat(s->directory.root(), "/git/home"));
         const std::string name = r.ref.empty() ? "HEAD" : r.ref;
-        const auto listing = co_await git.must({"ls-remote", "--", r.remote, name, cat(name, "^{}")});
-        const auto found = pick_ref(listing.out, r.ref, false);
+        const auto listing = co_await git.must({"ls-remote", "--symref", "--", r.remote, name, cat(name, "^{}")});
+        const auto found = pick_ref(listing.out, r.ref);
         if (!found) throw error{errc::not_found, missing_ref(r)};
         out = *found;
         line.done();
     }
-    if (!out.id.starts_with(r.checksum))
+    if (!out.id.starts_with(r.checksum) && !out.tag.starts_with(r.checksum))
         throw error{errc::corrupt, cat("expected checksum to match ", r.checksum, ", got ", out.id, " for ", remote::redacted(r.remote),
                                        r.ref.empty() ? "" : cat("#", r.ref))};
     co_return out;
@@ -255,16 +257,22 @@ std::string path_of(int fd) {
 
 }  // namespace
 
+/// The shared repository with the commit in it.
+async::task<locked_repository> git_repositories::state::bring(const git_runner& git, const git_request& r, const git_commit& c,
+                                                              locked_repository repository, progress::writer progress) {
+    if (!co_await directory.pool().run([&] { return ::access(cat(repository.path, "/HEAD").c_str(), F_OK) == 0; }))
+        co_await git.must({"init", "--quiet", "--bare", cat("--object-format=", c.id.size() == 64 ? "sha256" : "sha1"), "--", repository.path});
+    auto fetching = progress.begin(cat("fetching ", c.id));
+    co_await fetch(git, r, c);
+    fetching.done();
+    co_return repository;
+}
+
 async::task<git_tree> git_repositories::checkout(git_request r, git_commit c, git_access access, progress::writer progress) {
     auto s = state_;
-    const bool sha256 = c.id.size() == 64;
-    const auto repository = co_await s->open(r, sha256);
-    const auto git = co_await s->runner(r, std::move(access), repository.path);
-    if (!co_await s->directory.pool().run([&] { return ::access(cat(repository.path, "/HEAD").c_str(), F_OK) == 0; }))
-        co_await git.must({"init", "--quiet", "--bare", cat("--object-format=", sha256 ? "sha256" : "sha1"), "--", repository.path});
-    auto fetching = progress.begin(cat("fetching ", c.id));
-    co_await s->fetch(git, r, c);
-    fetching.done();
+    auto opened = co_await s->open(r, c.id.size() == 64);
+    const auto git = co_await s->runner(r, std::move(access), opened.path);
+    const auto repository = co_await s->bring(git, r, c, std::move(opened), progress);
 
     auto line = progress.begin(cat("checking out ", c.id));
     const auto time = co_await git.must({"show", "--no-patch", "--format=%ct", cat(c.id, "^{commit}")});
@@ -288,6 +296,22 @@ async::task<git_tree> git_repositories::checkout(git_request r, git_commit c, gi
     line.done();
     out.chain.layers = {made.id};
     out.keep = made.keep;
+    co_return out;
+}
+
+async::task<git_objects> git_repositories::objects(git_request r, git_commit c, git_access access, progress::writer progress) {
+    auto s = state_;
+    auto opened = co_await s->open(r, c.id.size() == 64);
+    const auto git = co_await s->runner(r, std::move(access), opened.path);
+    const auto repository = co_await s->bring(git, r, c, std::move(opened), progress);
+    git_objects out;
+    out.commit = (co_await git.must({"cat-file", "commit", c.id})).out;
+    if (c.tag.empty()) co_return out;
+    if (!(co_await git.run({"cat-file", "-e", c.tag})).ok) {
+        const auto shallow = co_await git.run({"fetch", "--quiet", "--depth=1", "--no-tags", "--no-write-fetch-head", "--", r.remote, c.ref});
+        if (!shallow.ok) co_await git.must({"fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", r.remote, c.ref});
+    }
+    out.tag = (co_await git.must({"cat-file", "tag", c.tag})).out;
     co_return out;
 }
 

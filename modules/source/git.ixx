@@ -31,7 +31,7 @@ struct git_request {
     std::string remote;    ///< as git takes it
     std::string ref;       ///< branch, tag, "refs/...", commit; empty: HEAD
     std::string subdir;    ///< clean, relative; empty: all
-    std::string checksum;  ///< hex digits the commit must begin with
+    std::string checksum;  ///< hex digits the commit, or the annotated tag that names it, must begin with
     bool keep_git_dir = false;
     bool submodules = true;
     bool commit_time = false;  ///< files get the commit's time instead of the time of the checkout
@@ -50,6 +50,12 @@ struct git_access {
 struct git_commit {
     std::string id;
     std::string ref;  ///< the full name it was found under; empty for a commit named by itself
+    std::string tag;  ///< the annotated tag's own id, where one named the commit
+};
+
+/// As git keeps them, without git's header.
+struct git_objects {
+    std::string commit, tag;
 };
 
 struct git_tree {
@@ -69,6 +75,8 @@ public:
     async::task<git_commit> resolve(git_request request, git_access access, progress::writer progress);
     /// The files of that commit.
     async::task<git_tree> checkout(git_request request, git_commit commit, git_access access, progress::writer progress);
+    /// The commit, and the annotated tag that named it; what is signed is among their bytes.
+    async::task<git_objects> objects(git_request request, git_commit commit, git_access access, progress::writer progress);
     /// Removes the shared repositories that nobody uses now.
     async::task<void> clear();
 

@@ -24,6 +24,7 @@ module;
 
 module cobuild.source;
 
+import cobuild.archive;
 import cobuild.fs;
 import cobuild.http;
 import cobuild.json;
@@ -49,13 +50,16 @@ struct exchange {
     http::url at;
 };
 
-/// IMF-fixdate (RFC 9110 5.6.7); the older two forms do not count.
+/// The three forms of RFC 9110 5.6.7.
 std::int64_t parse_http_date(std::string_view text) {
-    std::tm when{};
-    const std::string copy(text);
-    const char* end = ::strptime(copy.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &when);
-    if (end == nullptr || *end != '\0') return 0;
-    return std::max<std::int64_t>(0, ::timegm(&when));
+    std::string copy(text);
+    if (copy.ends_with(" UTC")) copy.replace(copy.size() - 3, 3, "GMT");  // as some servers have it
+    for (const auto* form : {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"}) {
+        std::tm when{};
+        const char* end = ::strptime(copy.c_str(), form, &when);
+        if (end != nullptr && *end == '\0') return std::max<std::int64_t>(0, ::timegm(&when));
+    }
+    return 0;
 }
 
 /// A name that is one component and harmless, or nothing.
@@ -91,6 +95,27 @@ std::string name_for(const http_request& r, const http::response* head) {
 
 std::string weak(std::string_view etag) { return std::string(etag.starts_with("W/") ? etag.substr(2) : etag); }
 
+unique_fd open_unnamed(int directory) {
+    unique_fd out{::openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600)};
+    if (!out) throw_errno("making a file for what is downloaded");
+    return out;
+}
+
+/// A body that was packed for the transfer alone; returns its size.
+std::uint64_t unpack_gzip(int from, int to, hasher& hash, std::uint64_t limit) {
+    if (::lseek(from, 0, SEEK_SET) != 0) throw_errno("reading what was downloaded");
+    const auto in = archive::decompress(archive::read_from(from), archive::compression::gzip, {.max_bytes = limit});
+    std::vector<std::byte> buffer(std::size_t{256} << 10);
+    std::uint64_t size = 0;
+    while (const auto n = in(buffer)) {
+        const auto piece = std::span<const std::byte>(buffer).first(n);
+        hash.update(piece);
+        fs::write_all(to, piece);
+        size += n;
+    }
+    return size;
+}
+
 bool transient(const error& e) { return e.kind() == errc::unavailable || e.kind() == errc::timed_out; }
 
 error refused(const std::string& url, const exchange& x) {
@@ -103,7 +128,7 @@ error refused(const std::string& url, const exchange& x) {
     if (kind == errc::unauthorized)
         hint = cat("; give a login with --secret id=HTTP_AUTH_TOKEN_", x.at.server.authority(), " or HTTP_AUTH_HEADER_...");
     const std::string through = x.at.str() == url ? "" : cat(" (at ", x.at.str(), ")");
-    return {kind, cat("fetching ", url, through, ": the server answered ", x.head.status_text(), hint)};
+    return {kind, cat("fetching ", url, through, ": invalid response status ", x.head.status_text(), hint)};
 }
 
 }  // namespace
@@ -215,7 +240,7 @@ async::task<exchange> http_files::state::ask(http_request r, std::string method,
         };
         own("User-Agent", "cobuild");
         own("Accept", "*/*");
-        q.headers.set("Accept-Encoding", "identity");
+        q.headers.set("Accept-Encoding", "gzip");  // as BuildKit: some servers have a tag of its own for each coding
         if (!authorization.empty() && at.server == home) q.headers.set("Authorization", authorization);
         x.head = co_await x.link->send(std::move(q));
         const auto location = x.head.headers.get("Location");
@@ -278,6 +303,8 @@ async::task<remembered> http_files::state::download(http_request r, std::string 
     auto& pool = directory.pool();
     const fs::root root{unique_fd{::openat(layer.upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)}};
     auto file = co_await pool.run([&] { return root.create_file(out.file.filename, r.perm & 07777, {r.uid, r.gid}); });
+    const bool packed = to_lower(x.head.headers.get("Content-Encoding").value_or("")) == "gzip";
+    const unique_fd raw = packed ? open_unnamed(root.fd()) : unique_fd();
     hasher hash;
     std::vector<std::byte> buffer(std::size_t{256} << 10);
     for (;;) {
@@ -292,11 +319,12 @@ async::task<remembered> http_files::state::download(http_request r, std::string 
         if (out.file.size > options.max_bytes) throw too_large();
         co_await pool.run([&] {
             const auto piece = std::span<const std::byte>(buffer).first(filled);
-            hash.update(piece);
-            fs::write_all(file.get(), piece);
+            if (!packed) hash.update(piece);
+            fs::write_all(packed ? raw.get() : file.get(), piece);
         });
         line.update(static_cast<std::int64_t>(out.file.size));
     }
+    if (packed) out.file.size = co_await pool.run([&] { return unpack_gzip(raw.get(), file.get(), hash, options.max_bytes); });
     out.file.content = hash.finish();
     if (r.checksum && *r.checksum != out.file.content)
         throw error{errc::corrupt, cat("digest mismatch for ", r.url, ": ", out.file.content.str(), " (expected: ", r.checksum->str(), ")")};

@@ -25,6 +25,10 @@ import cobuild.json;
 
 namespace cobuild::source {
 
+// In blob.cpp.
+async::task<pulled_image> blob_as_file(async::blocking_pool& pool, snapshot::store& snapshots, registry::client& registry, blob_request request,
+                                       progress::writer progress);
+
 namespace {
 
 constexpr std::string_view pulled_variant = "pulled";
@@ -374,6 +378,10 @@ async::task<snapshot::layer> images::state::bring(wanted what, std::size_t index
         info.chain_id = chain_id;
     }
     co_return co_await snapshots.commit(std::move(*target), std::move(info));
+}
+
+async::task<pulled_image> images::blob(blob_request request, progress::writer progress) {
+    co_return co_await blob_as_file(state_->pool, state_->snapshots, state_->registry, std::move(request), std::move(progress));
 }
 
 async::task<pulled_image> images::pull(resolved_image image, progress::writer progress) {

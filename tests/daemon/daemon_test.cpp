@@ -113,6 +113,16 @@ BOOST_AUTO_TEST_CASE(a_definition_is_built_and_its_steps_are_told) {
     });
 }
 
+// Only a request without a definition leaves the build to its client; one of an empty root is a build like any other.
+BOOST_AUTO_TEST_CASE(an_empty_definition_is_a_result) {
+    with_daemon([](served& s) -> async::task<void> {
+        wire::SolveRequest r;
+        r.set_ref("empty");
+        r.set_definition("");
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), r);
+    });
+}
+
 BOOST_AUTO_TEST_CASE(a_ref_serves_one_build) {
     with_daemon([](served& s) -> async::task<void> {
         (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), solve_request("b1"));
@@ -278,6 +288,32 @@ BOOST_AUTO_TEST_CASE(a_failing_step_tells_where_it_comes_from) {
         BOOST_TEST(by_type["github.com/moby/buildkit/errdefs.Vertex+json"] == cat(R"({"digest":")", step.vertex.str(), R"("})"));
         BOOST_TEST(by_type["github.com/moby/buildkit/errdefs.Source+json"].find(R"("ranges":[{"start":{"line":2},"end":{"line":2}}])") !=
                    std::string::npos);
+    });
+}
+
+// Clients wrap the details from the last to the first, and take the last place that was given for the nearest.
+BOOST_AUTO_TEST_CASE(several_places_of_a_step_are_told_the_last_one_first) {
+    with_daemon([](served& s) -> async::task<void> {
+        llb::graph g;
+        g.set_source({.filename = "f", .data = "text", .definition = {}, .language = ""});
+        llb::file_op rm;
+        rm.actions.push_back({.input = llb::scratch, .secondary_input = llb::scratch, .output = 0, .what = llb::rm_action{.path = "/gone"}});
+        const llb::op what{.inputs = {}, .what = std::move(rm), .platform = {}};
+        (void)g.add(what, {}, {{{7, 0}, {7, 0}}});
+        wire::SolveRequest r;
+        r.set_ref("f");
+        r.set_definition(llb::marshal(g.finish(g.add(what, {}, {{{9, 0}, {9, 0}}}))));
+        auto solving = s.channel->open(cat(control, "Solve"));
+        BOOST_TEST(co_await solving->write(r.SerializeAsString()));
+        co_await solving->writes_done();
+        (void)co_await solving->read();
+        google::rpc::Status details;
+        BOOST_TEST(details.ParseFromString((co_await solving->finish()).details));
+        std::vector<std::string> lines;
+        for (const auto& d : details.details())
+            if (d.type_url().ends_with("errdefs.Source+json")) lines.push_back(d.value().substr(d.value().find("\"line\":") + 7, 1));
+        const std::vector<std::string> expected{"9", "7"};
+        BOOST_TEST(lines == expected, boost::test_tools::per_element());
     });
 }
 

@@ -78,6 +78,30 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read_again) {
     }
 }
 
+// A step with a mount whose result is wanted, and a root that nobody wants.
+BOOST_AUTO_TEST_CASE(further_outputs_are_read_again) {
+    auto d = sample();
+    d.records.push_back({.canonical = digest::of("k-step"), .keys = {digest::of("k-step2")}, .chain = {}, .others = {{1, {1}}, {3, {0, 2}}}});
+    const auto read = remotecache::decode(remotecache::encode(d), blobs_of(d));
+    BOOST_TEST(read.records.size() == 5u);
+    const auto* r = record_of(read, "k-step");
+    BOOST_REQUIRE(r != nullptr);
+    BOOST_TEST(!r->chain.has_value());
+    BOOST_TEST(r->keys.size() == 1u);
+    BOOST_REQUIRE(r->others.size() == 2u);
+    BOOST_REQUIRE(r->others.at(1).size() == 1u);
+    BOOST_TEST((read.layers.at(r->others.at(1)[0]) == d.layers[1]));
+    BOOST_REQUIRE(r->others.at(3).size() == 2u);
+    BOOST_TEST((read.layers.at(r->others.at(3)[1]) == d.layers[2]));
+    const remotecache::imported cache(read, {});
+    const auto found = cache.find(digest::of("k-step2"));
+    BOOST_REQUIRE(found.has_value());
+    BOOST_TEST(found->loadable);
+    BOOST_TEST(found->outputs == 0b1010u);
+    BOOST_TEST(cache.find(digest::of("k-a"))->outputs == 1u);
+    BOOST_TEST(!cache.find(digest::of("k-only"))->loadable);
+}
+
 BOOST_AUTO_TEST_CASE(the_order_of_a_document_does_not_change_its_bytes) {
     const auto d = sample();
     remotecache::document other;

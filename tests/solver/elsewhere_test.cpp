@@ -34,11 +34,12 @@ public:
     std::map<digest, std::string> texts;  ///< by canonical key
     std::set<std::string> broken;
     std::size_t loads = 0;
+    std::uint64_t outputs = 1;
 
     [[nodiscard]] std::optional<found> find(const digest& key) const override {
         const auto at = keys.find(key);
         if (at == keys.end()) return std::nullopt;
-        return found{at->second, texts.contains(at->second)};
+        return found{at->second, texts.contains(at->second), outputs};
     }
     async::task<std::vector<solver::result>> load(digest canonical, progress::writer) override {
         ++loads;
@@ -118,6 +119,23 @@ CO_TEST_CASE(an_empty_solver_finds_every_step_elsewhere_and_loads_the_target_alo
     const auto local = co_await solve(b, third.g, third.top, {}, std::set<std::string>{});
     BOOST_TEST(local.text == made.text);
     BOOST_TEST(third.g.runs("top") == 0);
+    co_await a.close();
+    co_await b.close();
+}
+
+// A cache may hold some outputs of a step alone: those that its image was made of.
+CO_TEST_CASE(an_output_that_is_not_elsewhere_is_made) {
+    world a, b;
+    co_await a.open(rt);
+    co_await b.open(rt);
+    stages first;
+    const auto made = co_await solve(a, first.g, first.top);
+    made.cache->outputs = 0b10;
+    stages second;
+    const auto again = co_await solve(b, second.g, second.top, {made.cache}, std::set<std::string>{});
+    BOOST_TEST(again.text == made.text);
+    BOOST_TEST(made.cache->loads == 0u);
+    for (const auto* name : {"base", "copy", "tool", "from", "top"}) BOOST_TEST(second.g.runs(name) == 1, name);
     co_await a.close();
     co_await b.close();
 }

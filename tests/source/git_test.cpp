@@ -222,6 +222,39 @@ CO_TEST_CASE(o_se_06_a_cancelled_fetch_spoils_nothing) {
     BOOST_TEST(co_await w.text(co_await w.checkout(request), "a") == "two\n");
 }
 
+// An annotated tag is an object of its own that names a commit; without a ref the repository's own branch is meant.
+CO_TEST_CASE(what_refs_mean_and_their_objects) {
+    world w(rt);
+    fake_registry server;
+    server.on_request([&w](const fake_request& r) { return show(w.dir / "served", r); });
+    const auto first = co_await w.commit("served", "a", "1");
+    co_await w.git("served", {"tag", "-a", "v1", "-m", "release"});
+    co_await w.git("served", {"tag", "light"});
+    const auto second = co_await w.commit("served", "a", "2");
+    const auto tag = co_await w.git("served", {"rev-parse", "v1"});
+    source::git_request r{.remote = cat("http://", server.host(), "/.git")};
+    const auto head = co_await w.repositories.resolve(r, w.access(), {});
+    BOOST_TEST(head.id == second);
+    BOOST_TEST(head.ref == "refs/heads/main");
+    BOOST_TEST(head.tag.empty());
+    r.ref = "light";
+    const auto light = co_await w.repositories.resolve(r, w.access(), {});
+    BOOST_TEST(light.id == first);
+    BOOST_TEST(light.ref == "refs/tags/light");
+    BOOST_TEST(light.tag.empty());
+    r.ref = "v1";
+    r.checksum = tag;  // the tag's own id counts as the commit's does
+    const auto annotated = co_await w.repositories.resolve(r, w.access(), {});
+    BOOST_TEST(annotated.id == first);
+    BOOST_TEST(annotated.ref == "refs/tags/v1");
+    BOOST_TEST(annotated.tag == tag);
+    const auto objects = co_await w.repositories.objects(r, annotated, w.access(), {});
+    BOOST_TEST(objects.commit.starts_with("tree "));
+    BOOST_TEST(objects.tag.starts_with(cat("object ", first, "\ntype commit\ntag v1\n")));
+    BOOST_TEST(objects.tag.ends_with("\n\nrelease\n"));
+    BOOST_TEST(co_await w.text(co_await w.checkout(r), "a") == "1");
+}
+
 CO_TEST_CASE(only_safe_protocols_and_refs) {
     world w(rt);
     co_await w.commit("app", "a", "one\n");

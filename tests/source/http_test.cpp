@@ -102,6 +102,38 @@ CO_TEST_CASE(a_file_is_kept_as_the_server_describes_it) {
     BOOST_TEST((co_await w.fetch("/")).filename == "download");
 }
 
+// RFC 9110 5.6.7: all three forms count, and a zone that some servers write out.
+CO_TEST_CASE(dates_in_every_form) {
+    world w(rt);
+    w.server.on_request([](const fake_request& r) -> std::optional<fake_response> {
+        static const std::map<std::string, std::string> dates{{"/imf", "Thu, 02 Jan 2020 03:04:05 GMT"},
+                                                              {"/rfc850", "Thursday, 02-Jan-20 03:04:05 GMT"},
+                                                              {"/utc", "Thursday, 02-Jan-20 03:04:05 UTC"},
+                                                              {"/asctime", "Thu Jan  2 03:04:05 2020"}};
+        const auto at = dates.find(r.path);
+        return fake_response{.headers = {{"Last-Modified", at == dates.end() ? "soon" : at->second}}, .body = "bytes"};
+    });
+    for (const auto* path : {"/imf", "/rfc850", "/utc", "/asctime"}) BOOST_TEST((co_await w.fetch(path)).modified == 1577934245, path);
+    BOOST_TEST((co_await w.fetch("/none")).modified == 0);
+}
+
+// What is packed for the transfer alone is kept as it was before; an archive that happens to be gzip stays one.
+CO_TEST_CASE(a_body_packed_for_the_transfer_is_unpacked) {
+    world w(rt);
+    const std::string packed("\x1f\x8b\x08\x00\x00\x00\x00\x00\x02\x03\xcb\x48\xcd\xc9\xc9\x07\x00\x86\xa6\x10\x36\x05\x00\x00\x00", 25);
+    w.server.on_request([&packed](const fake_request& r) -> std::optional<fake_response> {
+        fake_response out{.body = packed};
+        if (r.path == "/packed") out.headers = {{"Content-Encoding", "gzip"}};
+        if (r.headers.at("accept-encoding") != "gzip") out.status = 406;
+        return out;
+    });
+    const auto f = co_await w.fetch("/packed");
+    BOOST_TEST(co_await w.text(f) == "hello");
+    BOOST_TEST(f.size == 5U);
+    BOOST_TEST(f.content.str() == digest::of("hello").str());
+    BOOST_TEST((co_await w.fetch("/archive")).content.str() == digest::of(packed).str());
+}
+
 CO_TEST_CASE(what_has_not_changed_is_not_fetched_again) {
     world w(rt);
     std::string tag = "\"one\"";
