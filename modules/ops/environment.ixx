@@ -5,7 +5,9 @@ module;
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
+#include <vector>
 
 export module cobuild.ops:environment;
 
@@ -63,6 +65,15 @@ using known_sources = std::map<digest, std::shared_ptr<solver::op>>;
 /// What sources turned out to be in one build, by their LLB identifier: digests by algorithm, such as {"sha1", COMMIT}.
 using found_sources = std::map<std::string, std::map<std::string, std::string>>;
 
+/// What a step that failed had before it and left behind, for who wants to look into it. Null where there is nothing.
+struct failed_step {
+    std::vector<std::shared_ptr<chain_value>> inputs;  ///< of a command: by mount; of file actions: by input
+    std::vector<std::shared_ptr<chain_value>> mounts;  ///< of a command: by mount; of file actions: by action
+    std::optional<std::size_t> action;                 ///< the file action that failed
+    std::optional<std::size_t> unread;                 ///< the input whose content could not be read; `inputs` is that one alone
+};
+using failed_steps = std::map<digest, failed_step>;
+
 /// One client's build.
 struct build_scope {
     std::shared_ptr<session::session> session;
@@ -76,6 +87,8 @@ struct build_scope {
     std::shared_ptr<found_sources> found{};                ///< null: nobody wants to know
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
     std::shared_ptr<const registry::login> who;            ///< the client's logins; none: the engine's own
+    std::shared_ptr<failed_steps> failures{};              ///< by vertex; null: nobody wants to look into them
+    digest vertex{};                                       ///< of the op that is being made
 };
 
 }  // namespace cobuild::ops
