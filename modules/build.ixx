@@ -73,6 +73,9 @@ public:
 
     /// A build that its caller drives, on the engine's io thread. It must have ended before close().
     virtual std::shared_ptr<job> start(job_options options) = 0;
+    /// Who runs frontends that are images, from now on; without one they are refused. Called on the engine's io thread; freed by
+    /// close().
+    virtual void run_frontends_with(frontend_runner runner) = 0;
     /// The engine's threads, for who runs beside it.
     virtual async::runtime& runtime() = 0;
 

@@ -140,6 +140,7 @@ public:
                                   [id = std::move(id), offset, size](parts& p) mutable { return read_part(p, std::move(id), offset, size); });
     }
     std::shared_ptr<job> start(job_options options) override { return make_job(*parts_, std::move(options)); }
+    void run_frontends_with(frontend_runner runner) override { parts_->frontends = std::move(runner); }
     async::runtime& runtime() override { return parts_->runtime; }
     async::task<void> close() override { return close_once(shared_from_this()); }
 

@@ -155,6 +155,7 @@ async::task<std::shared_ptr<daemon>> open_here(options o) {
     auto listeners = open_listeners(o);
     auto w = std::make_shared<world>(o, worker_id(o.root));
     w->disk = fs::disk_space(o.root).total;
+    o.engine->run_frontends_with(run_frontend_images(w));
     co_return std::make_shared<daemon_impl>(std::move(w), std::move(lock), std::move(listeners), std::move(security));
 }
 

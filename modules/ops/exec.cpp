@@ -112,6 +112,7 @@ public:
     }
 
     async::task<std::shared_ptr<void>> prepare(solver::context ctx) override;
+    async::task<container_base> open_container(std::vector<std::shared_ptr<chain_value>> inputs);
     async::task<solver::run_result> run(std::vector<solver::result> inputs, solver::context ctx) override;
 
 private:
@@ -133,7 +134,6 @@ private:
     async::task<std::shared_ptr<chain_value>> commit(std::size_t index, prepared_mounts& held,
                                                      const std::vector<std::shared_ptr<chain_value>>& inputs);
     async::task<void> keep_failure(prepared_mounts& held, std::vector<std::shared_ptr<chain_value>> inputs);
-    friend class container_mounts;
 
     environment& env_;
     std::shared_ptr<session::session> session_;
@@ -344,7 +344,8 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
     }
     held.fds.clear();
     held.views.clear();
-    const auto why = not_run ? describe(not_run) : error{errc::step_failed, cat("exit code: ", ended.code, ended.oom ? " (out of memory)" : "")};
+    const auto why =
+        not_run ? cobuild::describe(not_run) : error{errc::step_failed, cat("exit code: ", ended.code, ended.oom ? " (out of memory)" : "")};
     if (why.kind() == errc::canceled) std::rethrow_exception(not_run);
     if (not_run || !ended.accepted) {
         if (auto rest = out_limit.rest(); !rest.empty()) ctx.progress.output(progress::stream::out, std::move(rest));
@@ -366,7 +367,45 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
     co_return out;
 }
 
+/// What a container holds until it is released, its writable layers dropped.
+struct held_container {
+    prepared_mounts mounts;
+    std::shared_ptr<void> caches;
+    std::vector<std::shared_ptr<chain_value>> inputs;
+};
+
+async::task<container_base> exec_op::open_container(std::vector<std::shared_ptr<chain_value>> inputs) {
+    const auto held = std::make_shared<held_container>();
+    held->inputs = inputs;
+    held->caches = co_await prepare({.progress = {}, .cancelled = {}, .inputs = {inputs.begin(), inputs.end()}});
+    const auto caches = std::exchange(caches_, nullptr);
+    container_base out;
+    out.step = co_await make_step();
+    for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
+        const auto before = out.step.mounts.size();
+        co_await add_mount(i, inputs, out.step, held->mounts, *caches);
+        const auto& m = exec_.mounts[i];
+        const bool readable = m.type == llb::mount_type::bind || m.type == llb::mount_type::cache;
+        int fd = -1;
+        if (readable) fd = out.step.mounts.size() > before ? out.step.mounts.back().source : out.step.root;
+        out.mounts.push_back(fd);
+    }
+    if (out.step.root < 0) throw error{errc::invalid, "the container has no root: none of its mounts is at /"};
+    out.held = held;
+    co_return out;
+}
+
 }  // namespace
+
+async::task<container_base> prepare_container(llb::op what, std::vector<std::shared_ptr<chain_value>> inputs, environment& env, build_scope scope) {
+    for (const auto& m : std::get<llb::exec_op>(what.what).mounts) {
+        if (m.input >= static_cast<std::int64_t>(inputs.size())) throw error{errc::invalid, cat("the mount at ", quoted(m.dest), " has no input")};
+        if (m.dest == "/" && m.type != llb::mount_type::bind) throw error{errc::invalid, "a container's root must be a bind mount"};
+    }
+    what.inputs.resize(inputs.size());
+    const auto op = std::make_shared<exec_op>(what, env, scope);
+    co_return co_await op->open_container(std::move(inputs));
+}
 
 std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope) {
     return std::make_shared<exec_op>(what, env, scope);

@@ -149,7 +149,16 @@ public:
                               .exclude = copy->exclude_patterns});
         }
         const auto view = co_await env_.snapshots.view(chain->chain);
-        co_return co_await env_.pool.run([&] { return cache::hash_tree(view.fd(), wanted, {.threads = 2, .cancelled = ctx.cancelled}); });
+        std::exception_ptr failed;
+        std::optional<digest> out;
+        try {
+            out = co_await env_.pool.run([&] { return cache::hash_tree(view.fd(), wanted, {.threads = 2, .cancelled = ctx.cancelled}); });
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed && failures_) (*failures_)[vertex_] = {.inputs = {chain}, .mounts = {}, .action = {}, .unread = input};
+        if (failed) std::rethrow_exception(failed);
+        co_return out;
     }
 
     async::task<solver::run_result> run(std::vector<solver::result> inputs, solver::context ctx) override;
@@ -381,7 +390,7 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
         } catch (...) {
             failed = std::current_exception();
         }
-        if (failed && failures_ && describe(failed).kind() != errc::canceled) co_await keep_failure(i, trees);
+        if (failed && failures_ && cobuild::describe(failed).kind() != errc::canceled) co_await keep_failure(i, trees);
         if (failed) std::rethrow_exception(failed);
     }
     solver::run_result out;
