@@ -22,10 +22,12 @@
 #include <CLI/Formatter.hpp>
 
 #include "cli.hpp"
+#include "hand_over.hpp"
 
 import cobuild.base;
 import cobuild.async;
 import cobuild.build;
+import cobuild.config;
 import cobuild.json;
 
 namespace cobuild::app {
@@ -354,9 +356,10 @@ void print_result(const build_flags& flags, const build::build_result& result, s
               << result.steps << " steps, " << result.cached_steps << " cached)\n";
 }
 
-async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, async::cancel_token stop) {
+async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& flags, std::shared_ptr<hand_over> next, async::cancel_token stop) {
     const auto started = std::chrono::steady_clock::now();
     auto request = make_request(flags);
+    next->dockerfile = request.dockerfile_text;
     const auto asked = request;
     const auto call = parse_call(flags.check ? "check" : flags.call, flags.print_llb);
     if (call) co_return co_await run_call(engine, std::move(request), *call, make_display("quiet", ""), stop);
@@ -369,6 +372,7 @@ async::task<int> build_with(std::shared_ptr<build::engine> engine, build_flags& 
         failed = std::current_exception();
     }
     display->finish();
+    if (failed && next->wanted && can_hand_over(asked)) co_return 0;
     if (failed) {
         throw show_problem(asked, describe(failed));
     }
@@ -439,14 +443,21 @@ void add_flags(CLI::App& c, build_flags& f) {
 
 }  // namespace
 
-command add_build(CLI::App& app, interrupt& stop) {
+command add_build(CLI::App& app, interrupt& stop, engine_setup setup) {
     auto flags = std::make_shared<build_flags>();
     auto* c = app.add_subcommand("build", "Build an image from a Dockerfile");
     add_flags(*c, *flags);
-    return {c, [flags, &stop] {
-                return with_engine(flags->engine, stop, [flags, token = stop.token()](std::shared_ptr<build::engine> engine) {
-                    return build_with(engine, *flags, token);
-                });
+    return {c, [flags, &stop, setup] {
+                const auto next = std::make_shared<hand_over>();
+                const engine_setup here = [next](std::shared_ptr<build::engine> engine, const config::configuration&) {
+                    engine->run_frontends_with(asks_for_more(next));
+                };
+                const auto code = with_engine(
+                    flags->engine, stop,
+                    [flags, next, token = stop.token()](std::shared_ptr<build::engine> engine) { return build_with(engine, *flags, next, token); },
+                    setup ? setup : here);
+                if (next->wanted) become_builder(*next);
+                return code;
             }};
 }
 

@@ -58,7 +58,10 @@ struct command {
     CLI::App* parsed;
     runner run;
 };
-command add_build(CLI::App& app, interrupt& stop);
+/// Before the first build of an engine: who runs frontends that are images.
+using engine_setup = std::function<void(std::shared_ptr<build::engine>, const config::configuration&)>;
+/// Without a setup, builds with such a frontend go on in cobuildd, which this process becomes.
+command add_build(CLI::App& app, interrupt& stop, engine_setup setup = {});
 std::vector<command> add_image_commands(CLI::App& app, interrupt& stop);
 std::vector<command> add_usage_commands(CLI::App& app, interrupt& stop);
 std::vector<command> add_config_commands(CLI::App& app);
@@ -66,6 +69,12 @@ std::vector<command> add_registry_commands(CLI::App& app, interrupt& stop);
 command add_test(CLI::App& app, interrupt& stop);
 
 /// Opens an engine, runs `work` with it and closes it, in whatever way `work` ends.
-int with_engine(const engine_flags& flags, interrupt& stop, std::function<async::task<int>(std::shared_ptr<build::engine>)> work);
+int with_engine(const engine_flags& flags, interrupt& stop, std::function<async::task<int>(std::shared_ptr<build::engine>)> work,
+                engine_setup setup = {});
+
+/// As docker's flags are: of a flag that takes one value, the last one given counts.
+void let_the_last_count(CLI::App& command);
+/// The program beside this one that has gRPC: linking it costs every start of a command five milliseconds.
+std::string daemon_program();
 
 }  // namespace cobuild::app

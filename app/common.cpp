@@ -1,9 +1,11 @@
 #include <cstdint>
 #include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
+#include <system_error>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -85,8 +87,10 @@ config::configuration engine_flags::load() const {
 // ---------------------------------------------------------------- engine
 
 namespace {
-async::task<int> run_with(build::engine_options options, std::function<async::task<int>(std::shared_ptr<build::engine>)> work) {
+async::task<int> run_with(build::engine_options options, std::function<async::task<int>(std::shared_ptr<build::engine>)> work, engine_setup setup) {
+    const auto settings = options.settings;
     auto engine = co_await build::engine::open(std::move(options));
+    if (setup) setup(engine, settings);
     std::exception_ptr failed;
     int code = 0;
     try {
@@ -101,11 +105,24 @@ async::task<int> run_with(build::engine_options options, std::function<async::ta
 }
 }  // namespace
 
-int with_engine(const engine_flags& flags, interrupt&, std::function<async::task<int>(std::shared_ptr<build::engine>)> work) {
+int with_engine(const engine_flags& flags, interrupt&, std::function<async::task<int>(std::shared_ptr<build::engine>)> work, engine_setup setup) {
     build::engine_options options;
     options.settings = flags.load();
     async::runtime here({.max_blocking_threads = 1});
-    return here.block_on(run_with(std::move(options), std::move(work)));
+    return here.block_on(run_with(std::move(options), std::move(work), std::move(setup)));
+}
+
+void let_the_last_count(CLI::App& command) {
+    for (auto* option : command.get_options({}))
+        if (option->get_expected_max() <= 1 && option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw)
+            option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    for (auto* below : command.get_subcommands({})) let_the_last_count(*below);
+}
+
+std::string daemon_program() {
+    std::error_code ec;
+    const auto self = std::filesystem::read_symlink("/proc/self/exe", ec);
+    return (self.parent_path() / "cobuildd").string();
 }
 
 }  // namespace cobuild::app

@@ -3,13 +3,11 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
-#include <filesystem>
 #include <functional>
 #include <iostream>
 #include <memory>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <vector>
 
 #include <CLI/App.hpp>
@@ -22,19 +20,8 @@ import cobuild.base;
 
 namespace {
 
-/// As docker's flags are: of a flag that takes one value, the last one given counts.
-void let_the_last_count(CLI::App& command) {
-    for (auto* option : command.get_options({}))
-        if (option->get_expected_max() <= 1 && option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw)
-            option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
-    for (auto* below : command.get_subcommands({})) let_the_last_count(*below);
-}
-
-/// The daemon is a program of its own beside this one: linking gRPC costs every start of a command five milliseconds.
 int become_daemon(char** argv) {
-    std::error_code ec;
-    const auto self = std::filesystem::read_symlink("/proc/self/exe", ec);
-    const auto program = (self.parent_path() / "cobuildd").string();
+    const auto program = cobuild::app::daemon_program();
     std::string name = "cobuild daemon";
     argv[1] = name.data();
     ::execv(program.c_str(), argv + 1);
@@ -74,7 +61,7 @@ int run(int argc, char** argv) {
                             return 0;
                         }});
 
-    let_the_last_count(cli);
+    app::let_the_last_count(cli);
     try {
         cli.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

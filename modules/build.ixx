@@ -78,6 +78,9 @@ public:
     virtual async::task<void> reload(config::configuration settings) = 0;
     /// What the engine is doing right now, for who looks at it from outside; on the engine's io thread.
     [[nodiscard]] virtual activity current() const = 0;
+    /// Who runs frontends that are images, from now on; without one they are refused. Called on the engine's io thread; freed by
+    /// close().
+    virtual void run_frontends_with(frontend_runner runner) = 0;
     /// The engine's threads, for who runs beside it.
     virtual async::runtime& runtime() = 0;
 

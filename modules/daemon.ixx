@@ -46,4 +46,7 @@ public:
     virtual async::task<void> stop(nanoseconds grace) = 0;
 };
 
+/// Runs frontends that are images for an engine without a daemon (engine::run_frontends_with); `o.settings` says which may run.
+build::frontend_runner frontend_runner(options o);
+
 }  // namespace cobuild::daemon

@@ -28,6 +28,7 @@ module;
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 export module cobuild.executor;
@@ -109,6 +110,7 @@ struct step {
     std::vector<int> valid_exit_codes{};       ///< empty: {0}
     executor::proxies proxies{};
     bool remove_stubs_recursively = false;  ///< also directories that had to be made above a mount point
+    bool terminal = false;                  ///< a terminal of its own; see streams
 
     async::cancel_token force{};  ///< cancelled: SIGKILL at once, without grace (a second Ctrl-C)
 };
@@ -118,7 +120,29 @@ struct step {
 using sink = std::function<async::task<void>(std::span<const std::byte>)>;
 struct streams {
     sink out{};  ///< empty: dropped
-    sink err{};
+    sink err{};  ///< of a process with a terminal all its output goes to `out`
+    /// Its standard input, to the end; -1: nothing. Taken over. With a terminal it is what is typed there.
+    unique_fd in{};
+    /// Instead of `out`: where its standard output goes without passing through us. Taken over. Not with a terminal.
+    unique_fd direct_out{};
+};
+
+/// A running process as who started it reaches it: handed to run() or exec() empty, filled by them before `started` is set.
+/// What is asked before or after that does nothing. Io thread.
+struct control {
+    async::event started;  ///< set when it runs, also when it never will
+    std::function<async::task<void>(int)> signal{};
+    std::function<void(unsigned rows, unsigned columns)> resize{};
+};
+
+/// A further process of a running step: it sees what the step sees and ends with the step's own process at the latest. Users are
+/// those of the step's root; the working directory must exist.
+struct further_process {
+    std::vector<std::string> args{};
+    std::vector<std::string> env{};
+    std::string cwd = "/";
+    std::string user{};
+    bool terminal = false;
 };
 
 struct exit {
@@ -132,7 +156,10 @@ struct exit {
 class runner {
 public:
     virtual ~runner() = default;
-    virtual async::task<exit> run(step s, streams io) = 0;
+    virtual async::task<exit> run(step s, streams io, std::shared_ptr<control> reach) = 0;
+    async::task<exit> run(step s, streams io) { return run(std::move(s), std::move(io), nullptr); }
+    /// Starts it once the step named `id` runs; throws errc::not_found when there is no such step. Cancelling kills it at once.
+    virtual async::task<exit> exec(std::string id, further_process what, streams io, std::shared_ptr<control> reach) = 0;
     /// Removes what all steps share (parent cgroups) and its ledger entries. No step may be running.
     virtual async::task<void> close() = 0;
     /// "runc (/usr/sbin/runc)", for logs and worker labels.

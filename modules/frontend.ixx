@@ -9,6 +9,7 @@
 /// errors get the line of the FROM that asked. Pure but for the gateway. Runs on the caller's executor.
 module;
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -49,6 +50,15 @@ struct attr_request {
     std::vector<oci::platform> platforms;
 };
 attr_request parse_attrs(const std::map<std::string, std::string>& attrs);
+
+/// The frontend image that the request's Dockerfile is written for (`# syntax=`, the build argument BUILDKIT_SYNTAX), unless it is
+/// docker/dockerfile, which is this frontend.
+struct foreign_frontend {
+    std::string image;
+    std::string cmdline;                   ///< the directive's whole value
+    std::optional<source_location> where;  ///< of the directive
+};
+std::optional<foreign_frontend> wanted_frontend(const request& r);
 
 std::vector<target> list_targets(const std::string& dockerfile, const std::string& dockerfile_name);
 

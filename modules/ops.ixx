@@ -15,11 +15,13 @@ module;
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 export module cobuild.ops;
 
 import cobuild.base;
 import cobuild.async;
+import cobuild.executor;
 import cobuild.snapshot;
 import cobuild.solver;
 import cobuild.llb;
@@ -47,6 +49,16 @@ struct source_facts {
 };
 /// Asks now; a later solve in the same scope does not ask again. Throws errc::unsupported for other sources.
 async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool with_objects = false);
+
+/// What a container that a client asked for stands on. Its cache directories are locked and its layers there until `held` goes; what
+/// is written to them is dropped.
+struct container_base {
+    executor::step step;      ///< root and mounts are open; what runs and where (args, env, network) is the caller's to say
+    std::vector<int> mounts;  ///< by mount of the op: a descriptor of its files, -1 where it has none of its own
+    std::shared_ptr<void> held;
+};
+/// `what` is an exec op whose mounts name `inputs`. Throws errc::invalid for mounts that make no sense.
+async::task<container_base> prepare_container(llb::op what, std::vector<std::shared_ptr<chain_value>> inputs, environment& env, build_scope scope);
 
 /// A vertex' result as a chain; a client's directory that is the result itself is copied into a layer.
 async::task<std::shared_ptr<chain_value>> as_chain_value(environment& env, solver::result value);

@@ -90,9 +90,13 @@ struct setup {
     bool new_pid_namespace = false;    ///< the program is its first process: its end kills all others in it
     bool new_mount_namespace = false;  ///< private: nothing mounted there is seen outside
     std::vector<mount_action> mounts;  ///< needs new_mount_namespace
-    int network_namespace = -1;        ///< a namespace descriptor to join
-    bool new_session = false;          ///< setsid
-    bool new_process_group = false;    ///< then kill() and the destructor reach the whole group
+    /// Namespace descriptors to join. A PID namespace below ours: the program is one of its processes from the start. With a mount
+    /// namespace no new one and no mounts can be asked for; the program is looked up before.
+    int network_namespace = -1;
+    int pid_namespace = -1;
+    int mount_namespace = -1;
+    bool new_session = false;        ///< setsid
+    bool new_process_group = false;  ///< then kill() and the destructor reach the whole group
     std::optional<unsigned> umask;
 };
 

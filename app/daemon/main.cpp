@@ -196,7 +196,29 @@ async::task<int> run_engine(build::engine_options options, daemon::options o, st
     co_return 0;
 }
 
+/// "cobuildd build ...": `cobuild build` where the Dockerfile is for a frontend that is an image.
+int run_build(int argc, char** argv) {
+    CLI::App cli{"Builds with frontends that are images.", "cobuild"};
+    interrupt stop;
+    const auto build = add_build(cli, stop, [](std::shared_ptr<build::engine> engine, const config::configuration& settings) {
+        build::engine_options at;
+        at.settings = settings;
+        engine->run_frontends_with(daemon::frontend_runner({.engine = engine, .settings = settings, .root = build::state_directory(at).string()}));
+    });
+    let_the_last_count(cli);
+    try {
+        cli.parse(argc, argv);
+    } catch (const CLI::ParseError& e) {
+        if (e.get_exit_code() == 0) return cli.exit(e);
+        const auto words = unexpected_words(cli);
+        std::cerr << "error: " << (words.empty() ? e.what() : words) << "\n";
+        return 2;
+    }
+    return build.run();
+}
+
 int run(int argc, char** argv) {
+    if (argc > 1 && std::string_view(argv[1]) == "build") return run_build(argc, argv);
     const bool as_buildkitd = std::filesystem::path(argv[0]).filename() == "buildkitd";
     CLI::App cli{"Serves BuildKit's API: docker buildx and buildctl build with it.",
                  as_buildkitd ? "buildkitd" : std::filesystem::path(argv[0]).filename().string()};
@@ -205,9 +227,7 @@ int run(int argc, char** argv) {
     interrupt stop;
     daemon_flags flags;
     flags.add_to(cli);
-    for (auto* option : cli.get_options({}))
-        if (option->get_expected_max() <= 1 && option->get_multi_option_policy() == CLI::MultiOptionPolicy::Throw)
-            option->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);
+    let_the_last_count(cli);
     try {
         cli.parse(argc, argv);
     } catch (const CLI::ParseError& e) {

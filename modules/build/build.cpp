@@ -28,6 +28,7 @@ import cobuild.archive;
 import cobuild.frontend;
 import cobuild.fs;
 import cobuild.llb;
+import :container;
 import :parts;
 
 namespace cobuild::build {
@@ -133,20 +134,23 @@ using caches = std::vector<std::shared_ptr<solver::remote_cache>>;
 async::task<std::pair<std::vector<frontend::result>, caches>> convert_and_import(parts& p, frontend::request request,
                                                                                  std::vector<oci::platform> platforms, ops::build_scope scope,
                                                                                  source::freshness how, std::vector<remotecache::import_options> from,
-                                                                                 std::shared_ptr<progress::sink> sink) {
+                                                                                 std::shared_ptr<progress::sink> sink, const build_request& r) {
     std::pair<std::vector<frontend::result>, caches> out;
     const auto platform = platforms.empty() ? oci::host_platform() : platforms.front();
     const auto convert_into = [](parts& all, frontend::request what, std::vector<oci::platform> wanted, const ops::build_scope& in,
-                                 source::freshness fresh, std::shared_ptr<progress::sink> to,
-                                 std::vector<frontend::result>& result) -> async::task<void> {
-        result = co_await convert_all(all, std::move(what), std::move(wanted), in, fresh, std::move(to));
+                                 source::freshness fresh, std::shared_ptr<progress::sink> to, std::vector<frontend::result>& result,
+                                 const build_request& asked) -> async::task<void> {
+        if (auto foreign = frontend::wanted_frontend(what))
+            result = co_await convert_elsewhere(all, asked, std::move(what), in, std::move(*foreign), std::move(to));
+        else
+            result = co_await convert_all(all, std::move(what), std::move(wanted), in, fresh, std::move(to));
     };
     const auto import_into = [](parts& all, std::vector<remotecache::import_options> entries, oci::platform wanted,
                                 std::shared_ptr<progress::sink> to, caches& result) -> async::task<void> {
         result = co_await import_caches(all, std::move(entries), wanted, std::move(to));
     };
     std::vector<async::task<void>> both;
-    both.push_back(convert_into(p, std::move(request), std::move(platforms), scope, how, sink, out.first));
+    both.push_back(convert_into(p, std::move(request), std::move(platforms), scope, how, sink, out.first, r));
     if (!from.empty()) both.push_back(import_into(p, std::move(from), platform, sink, out.second));
     co_await async::when_all(std::move(both));
     co_return out;
@@ -180,8 +184,10 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     inputs.scope.found = std::make_shared<ops::found_sources>();
     inputs.scope.hash_local = !cache_from.empty();
     const auto request = complete(std::move(inputs.request), r);
+    if (!p.settings.frontend.dockerfile_enabled.value_or(true) && !frontend::wanted_frontend(request))
+        throw error{errc::permission, "the frontend dockerfile.v0 is switched off by the configuration"};
     const auto [converted, imported] =
-        co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting);
+        co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting, r);
     auto allowed = r.allow;
     if (r.network == "host") allowed.emplace_back("network.host");
     const auto report = cache_to.empty() ? nullptr : std::make_shared<std::vector<solver::solved>>();
@@ -200,8 +206,9 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         in.platform = oci::normalize(c.platform);
         in.epoch = c.epoch ? c.epoch : r.source_date_epoch;
         if (attested.provenance)
-            in.attestations.push_back(exporter::make_provenance(
-                *attested.provenance, make_record("dockerfile.v0", frontend_attributes(r, request), c.graph, *inputs.scope.found, started)));
+            in.attestations.push_back(
+                exporter::make_provenance(*attested.provenance, make_record(frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
+                                                                            frontend_attributes(r, request), c.graph, *inputs.scope.found, started)));
         what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
     }
     cache_source cached{.report = report,

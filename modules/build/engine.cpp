@@ -156,6 +156,7 @@ public:
         out.waits = parts_->solver->debug_dump();
         return out;
     }
+    void run_frontends_with(frontend_runner runner) override { parts_->frontends = std::move(runner); }
     async::runtime& runtime() override { return parts_->runtime; }
     async::task<void> close() override { return close_once(shared_from_this()); }
 

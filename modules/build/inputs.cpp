@@ -104,15 +104,20 @@ void receive(int from, int to) {
     }
 }
 
+std::string path_of(int dir) {
+    std::string out(4096, '\0');
+    const auto n = ::readlink(cat("/proc/self/fd/", dir).c_str(), out.data(), out.size());
+    if (n < 0) throw_errno("finding the place for the context");
+    out.resize(static_cast<std::size_t>(n));
+    return out;
+}
+
 async::task<std::shared_ptr<upload>> read_upload(parts& p, int stream) {
     auto out = std::make_shared<upload>();
     out->place.emplace(co_await p.snapshots->begin({}));
     co_await p.runtime.pool().run([&] {
         const unique_fd dir{::openat(out->place->upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
-        out->directory.resize(4096);
-        const auto n = ::readlink(cat("/proc/self/fd/", dir.get()).c_str(), out->directory.data(), out->directory.size());
-        if (n < 0) throw_errno("finding the place for the context");
-        out->directory.resize(static_cast<std::size_t>(n));
+        out->directory = path_of(dir.get());
         const unique_fd file{::openat(dir.get(), std::string(archive_name).c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600)};
         if (!file) throw_errno("keeping the context from standard input");
         receive(stream, file.get());
@@ -208,6 +213,32 @@ void set_files(frontend::request& request, definition_files files) {
 
 }  // namespace
 
+namespace {
+
+/// Frontends that are images read the Dockerfile themselves, from a directory "dockerfile" of the client.
+async::task<void> show_dockerfile(parts& p, const build_request& r, session::local_options& session, build_inputs& in) {
+    if (!r.dockerfile_text) {
+        session.directories["dockerfile"] = r.dockerfile.empty() ? r.context : r.dockerfile.has_parent_path() ? r.dockerfile.parent_path() : ".";
+        if (session.directories["dockerfile"].empty()) session.directories.erase("dockerfile");
+        co_return;
+    }
+    if (!frontend::wanted_frontend({.dockerfile = *r.dockerfile_text, .build_args = r.build_args})) co_return;
+    const auto kept = std::make_shared<std::pair<upload, std::shared_ptr<void>>>();
+    kept->second = in.keep;
+    kept->first.place.emplace(co_await p.snapshots->begin({}));
+    co_await p.runtime.pool().run([&] {
+        const unique_fd dir{::openat(kept->first.place->upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)};
+        kept->first.directory = path_of(dir.get());
+        const unique_fd file{::openat(dir.get(), "Dockerfile", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644)};
+        if (!file) throw_errno("keeping the Dockerfile from standard input");
+        fs::write_all(file.get(), bytes_of(*r.dockerfile_text));
+    });
+    session.directories["dockerfile"] = kept->first.directory;
+    in.keep = kept;
+}
+
+}  // namespace
+
 async::task<build_inputs> open_inputs(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
     build_inputs in;
     session::local_options session;
@@ -233,6 +264,7 @@ async::task<build_inputs> open_inputs(parts& p, build_request r, std::shared_ptr
         (void)p.directory->subdir("empty");
         session.directories["context"] = p.directory->root() + "/empty";
     }
+    co_await show_dockerfile(p, r, session, in);
     for (const auto& s : r.secrets) session.secrets[s.id] = {s.file, s.environment};
     for (const auto& [id, socket] : r.ssh_agents) session.ssh_agents[id] = socket.string();
     name_contexts(r, in.request, session, in.scope);

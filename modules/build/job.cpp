@@ -1,6 +1,4 @@
 module;
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -28,6 +26,7 @@ import cobuild.json;
 import cobuild.llb;
 import cobuild.remote;
 import cobuild.remotecache;
+import :container;
 import :parts;
 
 namespace cobuild::build {
@@ -39,8 +38,6 @@ void read_remote_definition(const build_request& r, const fs::root& tree, fronte
 
 namespace {
 
-constexpr std::uint64_t max_file = std::uint64_t{16} << 20;
-
 /// What a job and its refs share.
 struct job_state {
     job_state(parts& engine, job_options o) : p(engine), options(std::move(o)) {
@@ -51,6 +48,7 @@ struct job_state {
         scope.sources = std::make_shared<ops::known_sources>();
         scope.commits = std::make_shared<ops::known_commits>();
         scope.found = std::make_shared<ops::found_sources>();
+        scope.failures = std::make_shared<ops::failed_steps>();
         scope.layouts = options.layouts;
         scope.who = options.who;
     }
@@ -99,76 +97,22 @@ std::optional<job::failure> place_of(const llb::definition& graph, const std::op
     return out;
 }
 
-class job_ref final : public ref, public std::enable_shared_from_this<job_ref> {
+class job_ref final : public chain_ref, public std::enable_shared_from_this<job_ref> {
 public:
-    job_ref(std::shared_ptr<job_state> state, llb::definition what) : state_(std::move(state)), what_(std::move(what)) {}
+    job_ref(std::shared_ptr<job_state> state, llb::definition what) : chain_ref(state->p), state_(std::move(state)), what_(std::move(what)) {}
 
     [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
-    async::task<void> evaluate() override { (void)co_await value(); }
 
     /// What an export of the cache is made of; filled by the solve when the job has one.
     cache_source cached;
 
     /// The chain, brought about once.
-    async::task<std::shared_ptr<ops::chain_value>> value() {
+    async::task<std::shared_ptr<ops::chain_value>> value() override {
         if (!value_) value_ = co_await once_.run(0, [self = shared_from_this()] { return self->bring(); });
         co_return value_;
     }
 
-    async::task<std::string> read_file(std::string path, std::uint64_t offset, std::uint64_t length) override {
-        const auto tree = co_await view();
-        co_return co_await state_->p.runtime.pool().run([&] {
-            const fs::root root(tree->mount().duplicate());
-            const auto info = root.stat(path, fs::links::follow);
-            if (!info) throw error{errc::not_found, cat(path, ": there is no such file in the result")};
-            if (!info->is_file()) throw error{errc::invalid, cat(path, " is no regular file")};
-            auto all = root.read_file(root.resolve(path), max_file);
-            if (offset >= all.size()) return std::string();
-            return all.substr(offset, length == 0 ? std::string::npos : length);
-        });
-    }
-
-    async::task<std::vector<file_entry>> read_directory(std::string path, std::string include) override {
-        const auto tree = co_await view();
-        co_return co_await state_->p.runtime.pool().run([&] {
-            const fs::root root(tree->mount().duplicate());
-            const auto at = root.resolve(path);
-            const auto dir = root.stat(at);
-            if (!dir) throw error{errc::not_found, cat(path, ": there is no such directory in the result")};
-            if (!dir->is_dir()) throw error{errc::invalid, cat(path, " is no directory")};
-            const auto wanted = include.empty() ? fs::ignore_patterns{} : fs::ignore_patterns(std::vector<std::string>{include});
-            std::vector<file_entry> out;
-            for (const auto& name : root.list(at)) {
-                if (!include.empty() && !wanted.matches(name)) continue;
-                out.push_back(entry(root, at.empty() ? name : cat(at, "/", name), name));
-            }
-            return out;
-        });
-    }
-
-    async::task<file_entry> stat(std::string path) override {
-        const auto tree = co_await view();
-        co_return co_await state_->p.runtime.pool().run([&] {
-            const fs::root root(tree->mount().duplicate());
-            const auto at = root.resolve(path, fs::links::keep);
-            if (!root.stat(at)) throw error{errc::not_found, cat(path, ": there is no such file in the result")};
-            return entry(root, at, at.substr(at.rfind('/') + 1));
-        });
-    }
-
 private:
-    static file_entry entry(const fs::root& root, const std::string& path, std::string name) {
-        file_entry out{.name = std::move(name), .info = root.stat(path).value()};
-        if (out.info.is_link()) out.link = root.read_link(path);
-        return out;
-    }
-
-    async::task<std::shared_ptr<snapshot::view>> view() {
-        const auto chain = co_await value();
-        if (!view_) view_ = std::make_shared<snapshot::view>(co_await state_->p.snapshots->view(chain->chain));
-        co_return view_;
-    }
-
     async::task<std::shared_ptr<ops::chain_value>> bring() {
         auto& p = state_->p;
         const auto loaded = llb::load(what_);
@@ -190,16 +134,25 @@ private:
             failed = std::current_exception();
         }
         if (failed) {
-            if (auto place = place_of(what_, sink->failed())) state_->failed = std::move(place);
+            if (auto place = place_of(what_, sink->failed())) {
+                if (const auto left = state_->scope.failures->extract(place->vertex)) keep_left(left.mapped(), *place);
+                state_->failed = std::move(place);
+            }
             std::rethrow_exception(failed);
         }
         co_return co_await ops::as_chain_value(*p.environment, std::move(solved));
     }
 
+    void keep_left(const ops::failed_step& from, job::failure& to) const {
+        for (const auto& v : from.inputs) to.inputs.push_back(make_settled_ref(state_->p, v));
+        for (const auto& v : from.mounts) to.mounts.push_back(make_settled_ref(state_->p, v));
+        to.action = from.action;
+        to.unread = from.unread;
+    }
+
     std::shared_ptr<job_state> state_;
     llb::definition what_;
     std::shared_ptr<ops::chain_value> value_;
-    std::shared_ptr<snapshot::view> view_;
     async::single_flight<int, std::shared_ptr<ops::chain_value>> once_;
 };
 
@@ -208,7 +161,7 @@ std::string get(const std::map<std::string, std::string>& m, const std::string& 
     return at == m.end() ? std::string() : at->second;
 }
 
-class job_impl final : public job {
+class job_impl final : public job, public std::enable_shared_from_this<job_impl> {
 public:
     job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {
         state_->cache_to = parse_cache_to(state_->options.cache_to);
@@ -223,17 +176,26 @@ public:
     async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
                                          std::map<std::string, llb::definition> inputs) override {
         const auto source = get(attrs, "source");
-        const bool ours = name == "dockerfile.v0" || (name == "gateway.v0" && source == "dockerfile.v0");
-        if (!ours)
-            throw error{errc::unsupported, name == "gateway.v0"
-                                               ? cat("the frontend image ", quoted(source), " is not supported yet; dockerfile.v0 is")
-                                               : cat("there is no frontend ", quoted(name), "; dockerfile.v0 is known")};
+        if (name == "gateway.v0" && attrs.contains("gateway-devel"))
+            throw error{errc::unsupported, "the development gateway is not supported, nor is it by BuildKit any longer"};
+        if (name == "gateway.v0" && source.empty()) throw error{errc::invalid, "no source specified for gateway"};
+        if (name == "gateway.v0" && source != "dockerfile.v0") {
+            state_->frontend = name;
+            state_->attrs = attrs;
+            return run_foreign(state_->p, shared_from_this(), {source, std::move(attrs), std::move(inputs)}, std::nullopt);
+        }
+        if (name != "dockerfile.v0" && name != "gateway.v0")
+            throw error{errc::unsupported, cat("there is no frontend ", quoted(name), "; dockerfile.v0 and gateway.v0 are known")};
+        if (!state_->p.settings.frontend.dockerfile_enabled.value_or(true))
+            throw error{errc::permission, "the frontend dockerfile.v0 is switched off by the configuration"};
         (void)exporter::parse_attests(exporter::attests_of(attrs), true);  // what cannot be attested is refused before anything runs
         state_->frontend = name;
         state_->attrs = attrs;
         if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
         return dockerfile(std::move(attrs));
     }
+
+    [[nodiscard]] const std::string& id() const noexcept override { return state_->options.id; }
 
     void import_caches(std::vector<cache_entry> from) override {
         (void)parse_cache_from(from);  // a mistake in them is told at once
@@ -289,12 +251,12 @@ public:
             const auto r = what.refs.at(key);
             auto in = input_of(what, key, platforms, outputs);
             cache_source cached;
-            if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) {
+            if (const auto mine = std::dynamic_pointer_cast<chain_ref>(r)) {
                 const auto value = co_await mine->value();
                 in.root = value->chain;
                 keep.push_back(value->keep);
-                cached = mine->cached;
             }
+            if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) cached = mine->cached;
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
@@ -321,6 +283,27 @@ public:
 
     void warn(progress::warning what) override { state_->sink->on_event(std::move(what)); }
     [[nodiscard]] std::optional<failure> failed() const override { return state_->failed; }
+    void forget_failure() override { state_->failed.reset(); }
+
+    async::task<std::shared_ptr<container>> open_container(container_request what) override {
+        const auto state = state_;
+        llb::exec_op exec;
+        exec.meta.args = {cat("container ", what.id)};
+        exec.mounts = what.mounts;
+        std::vector<std::shared_ptr<ops::chain_value>> inputs;
+        for (std::size_t i = 0; i < exec.mounts.size(); ++i) {
+            auto& m = exec.mounts[i];
+            m.input = llb::scratch;
+            m.output = llb::no_output;
+            const auto from = i < what.refs.size() ? std::dynamic_pointer_cast<chain_ref>(what.refs[i]) : nullptr;
+            if (!from) continue;
+            m.input = static_cast<std::int64_t>(inputs.size());
+            inputs.push_back(co_await from->value());
+        }
+        auto base = co_await ops::prepare_container({.inputs = {}, .what = std::move(exec), .platform = {}}, std::move(inputs), *state->p.environment,
+                                                    state->scope);
+        co_return make_container(state->p, state->scope, state->options.allow, std::move(what), std::move(base));
+    }
 
 private:
     /// What the exporters get of one ref but its root.
@@ -382,6 +365,12 @@ private:
         if (!context.empty() && !frontend::set_remote_context(asked.build, context, keep_git_dir)) asked.build.context_name = context;
         auto request = co_await shown<frontend::request>(state_->sink, "load", name,
                                                          [&](progress::writer) { return read_definition(asked.build, attrs, gateway); });
+        if (!attrs.contains("cmdline"))
+            if (const auto foreign = frontend::wanted_frontend(request)) {
+                attrs["cmdline"] = foreign->cmdline;
+                attrs["source"] = foreign->image;
+                co_return co_await run_foreign(state_->p, shared_from_this(), {foreign->image, std::move(attrs), {}}, foreign->where);
+            }
         if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
         auto platforms = asked.platforms;
         request.emulated = co_await emulated_for(state_->p, request, platforms);

@@ -7,8 +7,10 @@
 /// Thread safety: everything on the engine's io thread (engine::runtime()). Cancelling the awaiting task ends the steps that
 /// nobody else waits for.
 module;
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -71,13 +73,76 @@ struct job_options {
     std::map<std::string, std::string> attrs;
 };
 
+// ---------------------------------------------------------------- containers
+
+/// A root and mounts to run processes on. What they write is dropped with the container.
+struct container_request {
+    std::string id;  ///< as its client named it
+    std::vector<llb::mount> mounts;
+    std::vector<std::shared_ptr<ref>> refs;  ///< by mount; null: an empty directory
+    llb::net_mode network = llb::net_mode::sandbox;
+    std::string hostname;
+    std::vector<llb::host_ip> extra_hosts;
+    std::string os;  ///< of its platform; decides the default PATH
+};
+
+struct process_request {
+    std::vector<std::string> args, env;
+    std::vector<llb::secret_env> secret_envs;
+    std::string cwd, user;
+    bool terminal = false;
+    int security = 0;  ///< BuildKit's numbers: 0 sandbox, 1 insecure
+    bool remove_stubs_recursively = false;
+    std::function<async::task<void>(std::string)> out, err;  ///< awaited before more is read; of a terminal all goes to `out`
+    unique_fd in;                                            ///< its input, to the end
+    unique_fd direct_out;                                    ///< instead of `out`
+};
+
+class container_process {
+public:
+    virtual ~container_process() = default;
+    /// It runs, or has ended.
+    virtual async::task<void> started() = 0;
+    /// Its exit code, 128 + signal where one ended it. Throws what kept it from running; errc::canceled after release().
+    virtual async::task<int> wait() = 0;
+    virtual async::task<void> signal(int number) = 0;
+    virtual void resize(unsigned rows, unsigned columns) = 0;
+};
+
+/// The first process is the container's own: with it every other ends. It must be released.
+class container {
+public:
+    virtual ~container() = default;
+    /// Throws errc::not_found for a secret that is missing; whatever else goes wrong is told by the process' wait().
+    virtual async::task<std::shared_ptr<container_process>> start(process_request what) = 0;
+    /// Kills what runs and waits for it. Throws, when all is done, the first failure of its processes, a kill by this among them.
+    virtual async::task<void> release() = 0;
+    /// Files of the n-th mount, as ref has them; links are followed by stat() too.
+    virtual async::task<std::string> read_file(std::size_t mount, std::string path, std::uint64_t offset, std::uint64_t length) = 0;
+    virtual async::task<std::vector<file_entry>> read_directory(std::size_t mount, std::string path, std::string include) = 0;
+    virtual async::task<file_entry> stat(std::size_t mount, std::string path) = 0;
+};
+
+// ---------------------------------------------------------------- frontends
+
+class job;
+/// A frontend that is not built in, by its image.
+struct frontend_request {
+    std::string image;
+    std::map<std::string, std::string> attrs;
+    std::map<std::string, llb::definition> inputs;
+};
+/// Runs such frontends; see engine::run_frontends_with().
+using frontend_runner = std::function<async::task<job_result>(std::shared_ptr<job>, frontend_request)>;
+
 class job {
 public:
     virtual ~job() = default;
     /// A ref of what the definition's terminal names; null for an empty definition. Nothing runs yet.
     virtual std::shared_ptr<ref> define(llb::definition what) = 0;
     /// "dockerfile.v0" (also by the name gateway.v0 with that source) with BuildKit's attributes; sub-requests are answered in
-    /// the metadata. Throws errc::unsupported for any other frontend.
+    /// the metadata. "gateway.v0" with another source, and a Dockerfile whose syntax directive names another image, go to the
+    /// engine's frontend_runner. Throws errc::unsupported for any other frontend, errc::permission for one that is switched off.
     virtual async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
                                                  std::map<std::string, llb::definition> inputs) = 0;
     /// Caches that are looked into from now on, as --cache-from names them; one that cannot be had is a warning.
@@ -92,6 +157,8 @@ public:
     /// Brings every ref about and hands it to the exporters. Without outputs only the former.
     virtual async::task<build_result> finish(job_result what, std::vector<output> outputs) = 0;
     virtual void warn(progress::warning what) = 0;
+    /// Brings its refs about and opens its mounts; released before the job ends.
+    virtual async::task<std::shared_ptr<container>> open_container(container_request what) = 0;
 
     /// The step whose failure ended a call last, and where it comes from.
     struct failure_source {
@@ -103,8 +170,16 @@ public:
         llb::bytes op;
         std::map<std::string, std::string> description;
         std::vector<failure_source> sources;
+        /// What the step had and what it left, for who wants to look into it; null where there is nothing. Of a command by mount; of file
+        /// actions by input and by action.
+        std::vector<std::shared_ptr<ref>> inputs, mounts;
+        std::optional<std::size_t> action;  ///< the file action that failed
+        std::optional<std::size_t> unread;  ///< the input whose content could not be read: the one in `inputs`
     };
+    [[nodiscard]] virtual const std::string& id() const noexcept = 0;
     [[nodiscard]] virtual std::optional<failure> failed() const = 0;
+    /// What was told of it once is not told of the next failure.
+    virtual void forget_failure() = 0;
 };
 
 }  // namespace cobuild::build

@@ -40,6 +40,7 @@ import cobuild.solver;
 import cobuild.source;
 import cobuild.state;
 import :types;
+import :job;
 
 namespace cobuild::build {
 
@@ -76,6 +77,7 @@ struct parts {
     std::map<ops::network_kind, std::unique_ptr<cni::provider>> networks;
     async::single_flight<int, int> opening_network;
     std::unique_ptr<ops::environment> environment;
+    frontend_runner frontends;  ///< who runs those that are images; none: refused
 
     explicit parts(config::configuration c) : settings(std::move(c)) {}
     async::task<void> open(std::string root);

@@ -28,14 +28,20 @@ namespace cobuild::daemon {
 
 namespace wire = moby::buildkit::v1::frontend;
 
-namespace {
+std::shared_ptr<build::ref> find_ref(const bridge_call& c, const std::string& id) {
+    const auto at = c.f->refs.find(id);
+    if (at == c.f->refs.end()) throw error{errc::not_found, cat("no such ref: ", id)};
+    return at->second;
+}
 
-/// One LLBBridge call on a build that is under way.
-struct bridge_call {
-    std::shared_ptr<world> w;
-    std::shared_ptr<build_state> b;
-};
-using answer = std::function<async::task<std::string>(bridge_call, std::string)>;
+std::string keep_ref(bridge_state& f, std::shared_ptr<build::ref> r) {
+    if (!r) return {};
+    auto id = cat(f.prefix, "-", ++f.next_ref);
+    f.refs[id] = std::move(r);
+    return id;
+}
+
+namespace {
 
 template<class M>
 M parse(const std::string& bytes) {
@@ -44,20 +50,7 @@ M parse(const std::string& bytes) {
     return out;
 }
 
-std::shared_ptr<build::ref> find_ref(const bridge_call& c, const std::string& id) {
-    const auto at = c.b->refs.find(id);
-    if (at == c.b->refs.end()) throw error{errc::not_found, cat("no such ref: ", id)};
-    return at->second;
-}
-
-std::string keep_ref(build_state& b, std::shared_ptr<build::ref> r) {
-    if (!r) return {};
-    auto id = cat(b.ref, "-", ++b.next_ref);
-    b.refs[id] = std::move(r);
-    return id;
-}
-
-wire::Ref wire_ref(build_state& b, const std::shared_ptr<build::ref>& r) {
+wire::Ref wire_ref(bridge_state& b, const std::shared_ptr<build::ref>& r) {
     wire::Ref out;
     out.set_id(keep_ref(b, r));
     if (r) out.set_def(llb::marshal(r->definition()));
@@ -89,9 +82,9 @@ async::task<std::string> solve_part(bridge_call c, std::string bytes) {
     auto& made = *out.mutable_result();
     for (const auto& [key, value] : result.metadata) (*made.mutable_metadata())[key] = value;
     if (result.map) {
-        for (const auto& [key, ref] : result.refs) (*made.mutable_refs()->mutable_refs())[key] = wire_ref(*c.b, ref);
+        for (const auto& [key, ref] : result.refs) (*made.mutable_refs()->mutable_refs())[key] = wire_ref(*c.f, ref);
     } else {
-        auto one = wire_ref(*c.b, result.refs[""]);
+        auto one = wire_ref(*c.f, result.refs[""]);
         if (!r.allow_result_return()) out.set_ref(one.id());
         if (r.allow_result_array_ref())
             *made.mutable_ref() = std::move(one);
@@ -106,8 +99,8 @@ std::shared_ptr<build::ref> returned_ref(const bridge_call& c, const std::string
 async::task<std::string> take_result(bridge_call c, std::string bytes) {
     const auto r = parse<wire::ReturnRequest>(bytes);
     if (r.has_error()) {
-        c.b->refused = rpc::status{static_cast<rpc::code>(r.error().code()), r.error().message(), r.error().SerializeAsString()};
-        c.b->driven.set();
+        c.f->refused = rpc::status{static_cast<rpc::code>(r.error().code()), r.error().message(), r.error().SerializeAsString()};
+        c.f->driven.set();
         co_return wire::ReturnResponse().SerializeAsString();
     }
     build::job_result result;
@@ -123,12 +116,16 @@ async::task<std::string> take_result(bridge_call c, std::string bytes) {
         for (const auto& [key, id] : given.refs_deprecated().refs()) result.refs[key] = returned_ref(c, id);
     }
     result.metadata = {given.metadata().begin(), given.metadata().end()};
-    c.b->returned = std::move(result);
-    c.b->driven.set();
+    c.f->returned = std::move(result);
+    c.f->driven.set();
     co_return wire::ReturnResponse().SerializeAsString();
 }
 
-async::task<std::string> no_inputs(bridge_call, std::string) { co_return wire::InputsResponse().SerializeAsString(); }
+async::task<std::string> give_inputs(bridge_call c, std::string) {
+    wire::InputsResponse out;
+    for (const auto& [name, definition] : c.f->inputs) (*out.mutable_definitions())[name] = definition;
+    co_return out.SerializeAsString();
+}
 
 async::task<std::string> ping(bridge_call c, std::string) {
     wire::PongResponse out;
@@ -235,7 +232,7 @@ void fill(wire::Stat& out, const build::file_entry& e) {
     out.set_mode(go_mode(e.info.mode));
     out.set_uid(e.info.uid);
     out.set_gid(e.info.gid);
-    out.set_size(S_ISREG(e.info.mode) ? static_cast<std::int64_t>(e.info.size) : 0);
+    out.set_size(S_ISDIR(e.info.mode) ? 0 : static_cast<std::int64_t>(e.info.size));
     out.set_mod_time(e.info.mtime.seconds * 1'000'000'000 + e.info.mtime.nanoseconds);
     out.set_linkname(e.link);
     out.set_devmajor(e.info.rdev_major);
@@ -300,51 +297,73 @@ async::task<std::string> warn(bridge_call c, std::string bytes) {
     co_return wire::WarnResponse().SerializeAsString();
 }
 
-/// Finds the build that the metadata names, and tells of a failure where it comes from.
-method on_build(answer a) {
-    return [a](std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) -> async::task<rpc::status> {
-        const auto call = [](answer f, std::shared_ptr<world> world, std::shared_ptr<rpc::call> rpc) -> async::task<rpc::status> {
-            const auto id = rpc::value(rpc->request(), "buildkit-controlapi-buildid");
-            if (id.empty()) throw error{errc::invalid, "no buildid found in context"};
-            const auto b = co_await world->builds.get(id, std::chrono::seconds{3});
-            const auto request = co_await rpc->read();
+}  // namespace
+
+std::string wire_stat(const build::file_entry& e) {
+    wire::Stat out;
+    fill(out, e);
+    return out.SerializeAsString();
+}
+
+bridge_handler on_bridge(std::function<async::task<std::string>(bridge_call, std::string)> answer) {
+    return [answer](bridge_call c, std::shared_ptr<rpc::call> rpc) -> async::task<rpc::status> {
+        const auto call = [](std::function<async::task<std::string>(bridge_call, std::string)> f, bridge_call on,
+                             std::shared_ptr<rpc::call> with) -> async::task<rpc::status> {
+            const auto request = co_await with->read();
             if (!request) throw error{errc::invalid, "the request is missing"};
-            // A Solve call that is still looking for its session has no job yet.
-            co_await b->prepared.wait();
-            if (!b->job) throw error{errc::not_found, cat("no such job ", id)};
             std::exception_ptr failed;
             std::string response;
             try {
-                response = co_await f({world, b}, *request);
+                response = co_await f(on, *request);
             } catch (...) {
                 failed = std::current_exception();
             }
-            if (failed) co_return build_status(describe(failed), b->job ? b->job->failed() : std::nullopt);
-            co_await rpc->write(std::move(response));
+            if (failed) {
+                auto out = failure_status(failed, on.b->job ? on.b->job->failed() : std::nullopt, on.f.get());
+                if (on.b->job) on.b->job->forget_failure();
+                co_return out;
+            }
+            co_await with->write(std::move(response));
             co_return rpc::status{};
         };
-        return call(a, std::move(w), std::move(c));
+        return call(answer, std::move(c), std::move(rpc));
     };
 }
 
-}  // namespace
-
-method bridge_method(std::string_view name) {
-    static const std::map<std::string, method, std::less<>> known{
-        {"ResolveImageConfig", on_build(resolve_image_config)},
-        {"ResolveSourceMeta", on_build(resolve_source)},
-        {"Solve", on_build(solve_part)},
-        {"ReadFile", on_build(read_file)},
-        {"ReadDir", on_build(read_directory)},
-        {"StatFile", on_build(stat_file)},
-        {"Evaluate", on_build(evaluate)},
-        {"Ping", on_build(ping)},
-        {"Return", on_build(take_result)},
-        {"Inputs", on_build(no_inputs)},
-        {"Warn", on_build(warn)},
+bridge_handler bridge_method_of(std::string_view name) {
+    static const std::map<std::string, bridge_handler, std::less<>> known{
+        {"ResolveImageConfig", on_bridge(resolve_image_config)},
+        {"ResolveSourceMeta", on_bridge(resolve_source)},
+        {"Solve", on_bridge(solve_part)},
+        {"ReadFile", on_bridge(read_file)},
+        {"ReadDir", on_bridge(read_directory)},
+        {"StatFile", on_bridge(stat_file)},
+        {"Evaluate", on_bridge(evaluate)},
+        {"Ping", on_bridge(ping)},
+        {"Return", on_bridge(take_result)},
+        {"Inputs", on_bridge(give_inputs)},
+        {"Warn", on_bridge(warn)},
     };
     const auto at = known.find(name);
-    return at == known.end() ? method{} : at->second;
+    return at == known.end() ? container_handler(name) : at->second;
+}
+
+/// The build is the one that the metadata names; its client is the frontend.
+method bridge_method(std::string_view name) {
+    const auto handler = bridge_method_of(name);
+    if (!handler) return {};
+    return [handler](std::shared_ptr<world> w, std::shared_ptr<rpc::call> c) -> async::task<rpc::status> {
+        const auto call = [](bridge_handler serve, std::shared_ptr<world> world, std::shared_ptr<rpc::call> rpc) -> async::task<rpc::status> {
+            const auto id = rpc::value(rpc->request(), "buildkit-controlapi-buildid");
+            if (id.empty()) throw error{errc::invalid, "no buildid found in context"};
+            const auto b = co_await world->builds.get(id, std::chrono::seconds{3});
+            // A Solve call that is still looking for its session has no job yet.
+            co_await b->prepared.wait();
+            if (!b->job) throw error{errc::not_found, cat("no such job ", id)};
+            co_return co_await serve({world, b, b}, std::move(rpc));
+        };
+        return call(handler, std::move(w), std::move(c));
+    };
 }
 
 }  // namespace cobuild::daemon

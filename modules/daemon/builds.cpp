@@ -23,7 +23,7 @@ std::shared_ptr<build_state> builds::add(std::string ref) {
     if (ref.empty()) throw error{errc::invalid, "the build has no ref"};
     if (known_.contains(ref)) throw error{errc::exists, cat("there is a build ", ref, " already")};
     auto made = std::make_shared<build_state>();
-    made->ref = ref;
+    made->ref = made->prefix = ref;
     known_[ref] = made;
     ++begun_;
     if (const auto waiting = awaited_.extract(ref); !waiting.empty()) waiting.mapped()->set();

@@ -19,15 +19,29 @@ namespace wire = moby::buildkit::v1::types;
 // that needs one which is not here.
 
 std::vector<std::string> frontend_capabilities() {
-    return {"solve.base",         "solve.inlinereturn",
-            "resolveimage",       "resolveimage.resolvemode",
-            "readfile",           "return",
-            "returnmap",          "readdir",
-            "statfile",           "importcaches",
-            "proto.refarray",     "reference.output",
-            "frontend.inputs",    "gateway.solve.metadata",
-            "frontend.caps",      "gateway.solve.evaluate",
-            "gateway.evaluate",   "gateway.warnings",
+    return {"solve.base",
+            "solve.inlinereturn",
+            "resolveimage",
+            "resolveimage.resolvemode",
+            "readfile",
+            "return",
+            "returnmap",
+            "readdir",
+            "statfile",
+            "importcaches",
+            "proto.refarray",
+            "reference.output",
+            "frontend.inputs",
+            "gateway.solve.metadata",
+            "frontend.caps",
+            "gateway.solve.evaluate",
+            "gateway.evaluate",
+            "gateway.warnings",
+            "gateway.exec",
+            "gateway.exec.extrahosts",
+            "gateway.exec.secretenv",
+            "gateway.exec.signals",
+            "gateway.exec.filesystem",
             "source.metaresolver"};
 }
 

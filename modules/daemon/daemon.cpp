@@ -171,6 +171,7 @@ async::task<std::shared_ptr<daemon>> open_here(options o) {
     w->disk = fs::disk_space(o.root).total;
     std::optional<listener> debug;
     if (!o.settings.grpc.debug_address.empty()) debug.emplace(open_debug_listener(o.settings.grpc.debug_address, o));
+    o.engine->run_frontends_with(run_frontend_images(w));
     auto out = std::make_shared<daemon_impl>(std::move(w), std::move(lock), std::move(listeners), std::move(security));
     if (debug) out->debug_on(std::move(*debug));
     co_return out;

@@ -1,10 +1,14 @@
 module;
+#include <exception>
 #include <optional>
 #include <string>
 #include <utility>
 
 #include <boost/asio/awaitable.hpp>
 
+#include <google/protobuf/util/json_util.h>
+
+#include "gateway.pb.h"
 #include "status.pb.h"
 
 module cobuild.daemon;
@@ -55,6 +59,20 @@ json::object source_detail(const build::job::failure_source& from) {
     return out;
 }
 
+/// What the step had and left as refs of the frontend, so that it can start a container there.
+std::string failed_solve(const build::job::failure& from, bridge_state& told) {
+    moby::buildkit::v1::frontend::FailedSolve out;
+    for (const auto& r : from.inputs) out.add_inputids(keep_ref(told, r));
+    for (const auto& r : from.mounts) out.add_mountids(keep_ref(told, r));
+    if (!from.op.empty()) out.mutable_op()->ParseFromString(from.op);
+    if (from.action) out.mutable_file()->set_index(static_cast<std::int64_t>(*from.action));
+    if (from.unread) out.mutable_cache()->set_index(static_cast<std::int64_t>(*from.unread));
+    for (const auto& [key, value] : from.description) (*out.mutable_description())[key] = value;
+    std::string text;
+    if (!google::protobuf::util::MessageToJsonString(out, &text).ok()) throw error{errc::internal, "the failed step cannot be described"};
+    return text;
+}
+
 /// BuildKit answers most failures with Unknown, whose name clients do not show before the sentence.
 rpc::code code_of(errc kind) {
     switch (kind) {
@@ -80,19 +98,41 @@ std::string sentence(const error& e, const std::optional<build::job::failure>& w
 
 }  // namespace
 
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where) {
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told) {
     rpc::status out{code_of(e.kind()), sentence(e, where), {}};
-    if (!where) return out;
+    if (!where && !e.exit_code()) return out;
     google::rpc::Status s;
     s.set_code(static_cast<int>(out.code));
     s.set_message(out.message);
-    json::object vertex;
-    vertex.set("digest", where->vertex.str());
-    // Clients wrap the error from the last detail to the first; the last place given comes out first.
-    for (auto from = where->sources.rbegin(); from != where->sources.rend(); ++from) add_detail(s, "errdefs.Source", source_detail(*from));
-    add_detail(s, "errdefs.Vertex", std::move(vertex));
+    if (const auto code = e.exit_code()) {
+        json::object exit;
+        exit.set("Code", static_cast<std::int64_t>(*code));
+        add_detail(s, "gatewayapi.ExitMessage", std::move(exit));
+    }
+    if (where) {
+        json::object vertex;
+        vertex.set("digest", where->vertex.str());
+        // Clients wrap the error from the last detail to the first; the last place given comes out first.
+        for (auto from = where->sources.rbegin(); from != where->sources.rend(); ++from) add_detail(s, "errdefs.Source", source_detail(*from));
+        add_detail(s, "errdefs.Vertex", std::move(vertex));
+        if (told != nullptr) {
+            auto* any = s.add_details();
+            any->set_type_url("github.com/moby/buildkit/errdefs.Solve+json");
+            any->set_value(failed_solve(*where, *told));
+        }
+    }
     out.details = s.SerializeAsString();
     return out;
+}
+
+rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told) {
+    try {
+        std::rethrow_exception(failed);
+    } catch (const told_error& e) {
+        return e.full;
+    } catch (...) {
+        return build_status(describe(failed), where, told);
+    }
 }
 
 }  // namespace cobuild::daemon

@@ -4,6 +4,7 @@ module;
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <exception>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -114,17 +115,25 @@ std::vector<std::string> encode_status(const std::vector<progress::event>& event
 
 // ---------------------------------------------------------------- builds
 
-/// One Solve call.
-struct build_state {
-    std::string ref;
-    std::shared_ptr<event_log> events = std::make_shared<event_log>();
-    std::shared_ptr<build::job> job;
-    std::map<std::string, std::shared_ptr<build::ref>> refs;  ///< those the client was told of, by id
+/// What one frontend (a client, or an image's) knows and has of a build: its end of LLBBridge.
+struct bridge_state {
+    std::string prefix;                                       ///< of its refs' ids
+    std::map<std::string, std::shared_ptr<build::ref>> refs;  ///< those it was told of, by id
     std::uint64_t next_ref = 0;
+    std::map<std::string, std::string> inputs;  ///< serialized definitions by name
+    std::map<std::string, std::shared_ptr<build::container>> containers;
+    bool closed = false;
     /// What Return brought: a result, or a status.
     std::optional<build::job_result> returned;
     std::optional<rpc::status> refused;
-    async::event driven;    ///< set with either
+    async::event driven;  ///< set with either
+};
+
+/// One Solve call, and its client as a frontend.
+struct build_state : bridge_state {
+    std::string ref;
+    std::shared_ptr<event_log> events = std::make_shared<event_log>();
+    std::shared_ptr<build::job> job;
     async::event prepared;  ///< there is a job, or the build has ended
     bool ended = false;
     std::chrono::system_clock::time_point started = std::chrono::system_clock::now();
@@ -221,7 +230,18 @@ std::vector<build::cache_entry> cache_entries(const Entries& entries) {
 }
 
 /// The status of a failed build: its sentence, the step and the lines of the source it comes from.
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where);
+/// With `told`, that frontend can look into what the step left: the details name it by refs' ids.
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told = nullptr);
+
+/// What a frontend refused a build with, as an error that keeps its details; and the status of any failure of a build, those among them.
+struct told_error : error {
+    explicit told_error(rpc::status s) : error(rpc::to_error(s)), full(std::move(s)) {}
+    rpc::status full;
+};
+rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told = nullptr);
+
+/// What runs frontends that are images.
+build::frontend_runner run_frontend_images(std::shared_ptr<world> w);
 
 // ---------------------------------------------------------------- listening
 
@@ -242,6 +262,27 @@ listener open_debug_listener(std::string address, const options& o);
 std::optional<rpc::tls> read_tls(const config::tls_table& files);
 
 // ---------------------------------------------------------------- services
+
+/// A call of a frontend on a build that is under way.
+struct bridge_call {
+    std::shared_ptr<world> w;
+    std::shared_ptr<build_state> b;
+    std::shared_ptr<bridge_state> f;
+};
+using bridge_handler = std::function<async::task<rpc::status>(bridge_call, std::shared_ptr<rpc::call>)>;
+/// LLBBridge's methods, those of containers among them; null for a name it does not have.
+bridge_handler bridge_method_of(std::string_view name);
+bridge_handler container_handler(std::string_view name);
+/// One request, one answer, both serialized; a failure tells of the step it comes from.
+bridge_handler on_bridge(std::function<async::task<std::string>(bridge_call, std::string)> answer);
+/// Throws errc::not_found.
+std::shared_ptr<build::ref> find_ref(const bridge_call& c, const std::string& id);
+/// Its id; empty for null.
+std::string keep_ref(bridge_state& f, std::shared_ptr<build::ref> r);
+/// A serialized Stat.
+std::string wire_stat(const build::file_entry& e);
+/// Releases what the frontend left.
+async::task<void> close_bridge(std::shared_ptr<bridge_state> f);
 
 /// Methods of Control, of LLBBridge and of containerd's Content; null for a name they do not have.
 using method = std::function<async::task<rpc::status>(std::shared_ptr<world>, std::shared_ptr<rpc::call>)>;

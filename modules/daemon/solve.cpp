@@ -197,8 +197,9 @@ async::task<rpc::status> solve(std::shared_ptr<world> w, std::shared_ptr<rpc::ca
         failed = std::current_exception();
     }
     rpc::status end = std::move(b->refused).value_or(rpc::status{});
-    if (failed) end = build_status(describe(failed), b->job ? b->job->failed() : std::nullopt);
+    if (failed) end = failure_status(failed, b->job ? b->job->failed() : std::nullopt);
     co_await async::no_cancel;
+    co_await close_bridge(b);
     w->builds.end(b);
     if (kept) co_await keep_record(w, b, record, end, response);
     if (!end.ok()) co_return end;

@@ -6,6 +6,7 @@ module;
 #include <cstdint>
 #include <ctime>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -32,14 +33,6 @@ void write_all_of(int fd, std::string_view text) {
         if (n < 0) throw_errno("write the step's bundle");
         text.remove_prefix(static_cast<std::size_t>(n));
     }
-}
-
-unique_fd make_file(int dir, const std::string& name, std::string_view text, unsigned mode) {
-    unique_fd fd(::openat(dir, name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
-    if (!fd) throw_errno(cat("create ", name, " in the step's bundle"));
-    write_all_of(fd.get(), text);
-    if (::fchmod(fd.get(), mode) < 0) throw_errno("fchmod");
-    return fd;
 }
 
 void make_dir(int dir, const std::string& name) {
@@ -223,8 +216,16 @@ private:
 
 }  // namespace
 
-std::string bundle::read(const char* name) const {
-    const unique_fd fd(::openat(tree.get(), name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+unique_fd make_file(int dir, const std::string& name, std::string_view text, unsigned mode) {
+    unique_fd fd(::openat(dir, name.c_str(), O_CREAT | O_EXCL | O_WRONLY | O_CLOEXEC, 0600));
+    if (!fd) throw_errno(cat("create ", name, " in the step's bundle"));
+    write_all_of(fd.get(), text);
+    if (::fchmod(fd.get(), mode) < 0) throw_errno("fchmod");
+    return fd;
+}
+
+std::string read_file(int dir, const char* name) {
+    const unique_fd fd(::openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
     std::string out;
     std::array<char, 4096> piece{};
     while (fd && out.size() < (std::size_t{1} << 20)) {
@@ -234,6 +235,8 @@ std::string bundle::read(const char* name) const {
     }
     return out;
 }
+
+std::string bundle::read(const char* name) const { return read_file(tree.get(), name); }
 
 bundle make_bundle(const step& s, const std::string& dir, const std::string& cgroup) { return builder(s, dir).build(cgroup); }
 

@@ -10,6 +10,7 @@ module;
 #include <ctime>
 #include <filesystem>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>

@@ -3,6 +3,7 @@ module;
 #include <array>
 #include <cstdint>
 #include <ctime>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -137,13 +138,11 @@ json::object process_part(const oci_input& in) {
         sets.set("inheritable", caps);
         sets.set("ambient", caps);
     }
-    json::object out{{"terminal", false},
-                     {"user", json::object{{"uid", in.user.uid}, {"gid", in.user.gid}, {"additionalGids", std::move(groups)}}},
-                     {"args", in.step.args},
-                     {"env", environment(in)},
-                     {"cwd", clean_path(in.step.cwd)},
-                     {"capabilities", std::move(sets)},
-                     {"noNewPrivileges", false}};
+    json::object out{
+        {"terminal", in.step.terminal},   {"user", json::object{{"uid", in.user.uid}, {"gid", in.user.gid}, {"additionalGids", std::move(groups)}}},
+        {"args", in.step.args},           {"env", environment(in)},
+        {"cwd", clean_path(in.step.cwd)}, {"capabilities", std::move(sets)},
+        {"noNewPrivileges", false}};
     if (auto l = limits(in.step); !l.empty()) out.set("rlimits", std::move(l));
     return out;
 }
@@ -234,6 +233,8 @@ json::object linux_part(const oci_input& in) {
 }
 
 }  // namespace
+
+std::string oci_process(const oci_input& in) { return json::serialize(process_part(in), {.escape_html = false}); }
 
 std::string oci_config(const oci_input& in) {
     const json::object all{{"ociVersion", "1.0.2"},

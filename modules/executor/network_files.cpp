@@ -4,6 +4,7 @@ module;
 #include <ctime>
 #include <fstream>
 #include <iterator>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>

@@ -82,6 +82,8 @@ struct oci_input {
 };
 /// config.json as the runtime-spec has it.
 std::string oci_config(const oci_input& in);
+/// Its "process" alone, for a further process.
+std::string oci_process(const oci_input& in);
 std::string seccomp_profile_json();
 
 /// A step made ready: a tmpfs attached nowhere that holds the bundle, and the mounts its helper attaches.
@@ -97,7 +99,42 @@ struct bundle {
 /// Blocking. `dir` is where the helper sees the bundle.
 bundle make_bundle(const step& s, const std::string& dir, const std::string& cgroup);
 
+/// A new file in a bundle; throws when it is there.
+unique_fd make_file(int dir, const std::string& name, std::string_view text, unsigned mode);
+/// A file of a bundle; empty when absent.
+std::string read_file(int dir, const char* name);
+
+// ---------------------------------------------------------------- talking to a runtime (talk.cpp)
+
+/// The standard streams of a program that stands for a process of a step, as its caller wants them.
+class talk {
+public:
+    talk(streams io, bool terminal);
+    ~talk();
+    talk(const talk&) = delete;
+    talk& operator=(const talk&) = delete;
+    /// Before it is started, and after.
+    void plug(process::command& c);
+    void begin(async::executor ex, process::child& program);
+    /// Waits for the end of its output; throws what a sink threw.
+    async::task<void> end();
+    /// Stops at once what is still under way.
+    async::task<void> drop();
+    void resize(unsigned rows, unsigned columns) noexcept;
+
+private:
+    struct state;
+    std::unique_ptr<state> state_;
+};
+
+/// Waits until the file is there and not empty.
+async::task<void> until_written(int dir, std::string name);
+
 // ---------------------------------------------------------------- ending a step (stop.cpp)
+
+/// Sends a signal to the step's process that the runtime's PID namespace numbers `inner`.
+async::task<void> signal_process(async::blocking_pool& pool, std::vector<std::string> hierarchies, std::string cgroup, int inner, int number);
+
 
 /// Ends the step's processes as the contract says; returns when the runtime has ended or was killed.
 async::task<void> stop_step(async::blocking_pool& pool, process::child& runtime, std::vector<std::string> hierarchies, std::string cgroup,

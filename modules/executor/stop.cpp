@@ -42,6 +42,21 @@ struct member {
 
 std::string proc_text(int pid, const char* name) { return read_kernel_file(cat("/proc/", pid, '/', name)); }
 
+/// The number of a process in the PID namespace below ours; -1 where there is none.
+int inner_number(int pid) {
+    const auto text = proc_text(pid, "status");
+    for (const auto line : split(text, '\n')) {
+        if (!line.starts_with("NSpid:")) continue;
+        std::vector<std::string_view> numbers;
+        for (const auto part : split(line.substr(6), '\t'))
+            if (!trim(part).empty()) numbers.push_back(trim(part));
+        int out = -1;
+        if (numbers.size() > 1) std::from_chars(numbers[1].data(), numbers[1].data() + numbers[1].size(), out);
+        return out;
+    }
+    return -1;
+}
+
 std::optional<member> look_at(int pid) {
     member out{.pid = pid, .pidfd = unique_fd(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U))), .program = proc_text(pid, "cmdline")};
     if (!out.pidfd) return std::nullopt;
@@ -93,6 +108,16 @@ async::task<void> until_asked_and_gone(async::blocking_pool& pool, std::vector<s
 }
 
 }  // namespace
+
+async::task<void> signal_process(async::blocking_pool& pool, std::vector<std::string> hierarchies, std::string cgroup, int inner, int number) {
+    co_await pool.run([&] {
+        for (const int pid : cgroup_processes(hierarchies, cgroup)) {
+            const unique_fd held(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0U)));
+            // Held first: the number cannot come to mean another one after it was looked at.
+            if (held && inner_number(pid) == inner) ::syscall(SYS_pidfd_send_signal, held.get(), number, nullptr, 0U);
+        }
+    });
+}
 
 async::task<void> stop_step(async::blocking_pool& pool, process::child& runtime, std::vector<std::string> hierarchies, std::string cgroup,
                             nanoseconds grace, async::cancel_token force) {

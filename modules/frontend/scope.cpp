@@ -71,18 +71,24 @@ std::optional<std::string> converter::build_arg(std::string_view name) const {
     return found != req_.build_args.end() ? std::optional(found->second) : std::nullopt;
 }
 
+std::optional<foreign_frontend> wanted_frontend(const request& r) {
+    if (const auto asked = r.build_args.find("BUILDKIT_SYNTAX"); asked != r.build_args.end() && !asked->second.empty()) {
+        const std::string cmdline(trim(asked->second));
+        const auto image = cmdline.substr(0, cmdline.find(' '));
+        if (is_this_frontend(image)) return std::nullopt;
+        return foreign_frontend{image, cmdline, std::nullopt};
+    }
+    const auto wanted = df::detect_syntax(r.dockerfile);
+    if (!wanted || is_this_frontend(wanted->image)) return std::nullopt;
+    return foreign_frontend{wanted->image, wanted->value, source_location{r.dockerfile_name, wanted->line}};
+}
+
 void converter::check_syntax() const {
-    const auto asked = build_arg("BUILDKIT_SYNTAX");
-    if (asked && !asked->empty()) {
-        if (is_this_frontend(*asked)) return;
-        throw error{errc::unsupported,
-                    cat("build argument BUILDKIT_SYNTAX asks for the frontend image ", *asked, "; only docker/dockerfile is built in")};
-    }
-    const auto wanted = df::detect_syntax(req_.dockerfile);
-    if (wanted && !is_this_frontend(wanted->image)) {
-        fail(errc::unsupported, cat("the syntax directive asks for the frontend image ", wanted->image, "; only docker/dockerfile is built in"),
-             {wanted->line, wanted->line});
-    }
+    const auto wanted = wanted_frontend(req_);
+    if (!wanted) return;
+    error e{errc::unsupported, cat(wanted->where ? "the syntax directive" : "build argument BUILDKIT_SYNTAX", " asks for the frontend image ",
+                                   wanted->image, "; only docker/dockerfile is built in")};
+    throw wanted->where ? std::move(e).at(*wanted->where) : std::move(e);
 }
 
 void converter::read_file() {

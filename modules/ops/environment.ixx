@@ -5,8 +5,10 @@ module;
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
+#include <vector>
 
 export module cobuild.ops:environment;
 
@@ -64,6 +66,14 @@ using known_sources = std::map<digest, std::shared_ptr<solver::op>>;
 /// What sources turned out to be in one build, by their LLB identifier: digests by algorithm, such as {"sha1", COMMIT}.
 using found_sources = std::map<std::string, std::map<std::string, std::string>>;
 
+/// What a step that failed had before it and left behind, for who wants to look into it. Null where there is nothing.
+struct failed_step {
+    std::vector<std::shared_ptr<chain_value>> inputs;  ///< of a command: by mount; of file actions: by input
+    std::vector<std::shared_ptr<chain_value>> mounts;  ///< of a command: by mount; of file actions: by action
+    std::optional<std::size_t> action;                 ///< the file action that failed
+    std::optional<std::size_t> unread;                 ///< the input whose content could not be read; `inputs` is that one alone
+};
+using failed_steps = std::map<digest, failed_step>;
 /// What refs of git repositories mean, by remote and ref.
 using known_commits = std::map<std::string, source::git_commit>;
 
@@ -80,9 +90,11 @@ struct build_scope {
     std::shared_ptr<known_commits> commits{};              ///< likewise: a ref means the same in a whole build
     std::shared_ptr<found_sources> found{};                ///< null: nobody wants to know
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by name
+    std::shared_ptr<const registry::login> who;            ///< the client's logins; none: the engine's own
+    std::shared_ptr<failed_steps> failures{};              ///< by vertex; null: nobody wants to look into them
+    digest vertex{};                                       ///< of the op that is being made
     /// Cache directories that a step which ignores the cache has begun anew, once a graph (BuildKit's rule); null: they outlive it.
     std::shared_ptr<std::set<std::string>> renewed{};
-    std::shared_ptr<const registry::login> who;  ///< the client's logins; none: the engine's own
 };
 
 }  // namespace cobuild::ops

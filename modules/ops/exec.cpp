@@ -3,6 +3,7 @@ module;
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -62,6 +63,8 @@ public:
     exec_op(const llb::op& what, environment& env, const build_scope& scope, bool ignore_cache)
         : env_(env),
           session_(scope.session),
+          failures_(scope.failures),
+          vertex_(scope.vertex),
           exec_(std::get<llb::exec_op>(what.what)),
           inputs_(what.inputs.size()),
           key_(exec_key(what)),
@@ -98,8 +101,17 @@ public:
         const auto chain = std::dynamic_pointer_cast<chain_value>(value);
         if (!chain) co_return std::nullopt;
         const auto view = co_await env_.snapshots.view(chain->chain);
-        co_return co_await env_.pool.run(
-            [&] { return cache::hash_tree(view.fd(), wanted, {.memo = nullptr, .threads = 2, .cancelled = ctx.cancelled}); });
+        std::exception_ptr failed;
+        std::optional<digest> out;
+        try {
+            out = co_await env_.pool.run(
+                [&] { return cache::hash_tree(view.fd(), wanted, {.memo = nullptr, .threads = 2, .cancelled = ctx.cancelled}); });
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed && failures_) (*failures_)[vertex_] = {.inputs = {chain}, .mounts = {}, .action = {}, .unread = input};
+        if (failed) std::rethrow_exception(failed);
+        co_return out;
     }
 
     [[nodiscard]] std::optional<std::size_t> changed_input(std::size_t output) const noexcept override {
@@ -108,6 +120,7 @@ public:
         return std::nullopt;
     }
     async::task<std::shared_ptr<void>> prepare(solver::context ctx) override;
+    async::task<container_base> open_container(std::vector<std::shared_ptr<chain_value>> inputs);
     async::task<solver::run_result> run(std::vector<solver::result> inputs, solver::context ctx) override;
 
 private:
@@ -126,9 +139,15 @@ private:
     async::task<void> add_agent(const llb::mount& m, executor::step& step, prepared_mounts& held);
     async::task<executor::step> make_step();
     async::task<executor::exit> run_in_network(executor::step step, executor::streams io);
+    [[nodiscard]] std::string command_line() const;
+    async::task<std::shared_ptr<chain_value>> commit(std::size_t index, prepared_mounts& held,
+                                                     const std::vector<std::shared_ptr<chain_value>>& inputs);
+    async::task<void> keep_failure(prepared_mounts& held, std::vector<std::shared_ptr<chain_value>> inputs);
 
     environment& env_;
     std::shared_ptr<session::session> session_;
+    std::shared_ptr<failed_steps> failures_;
+    digest vertex_;
     llb::exec_op exec_;
     std::size_t inputs_;
     digest key_;
@@ -216,7 +235,7 @@ async::task<void> exec_op::add_mount(std::size_t index, std::vector<std::shared_
     }
     const snapshot::chain lower = m.input >= 0 ? inputs[static_cast<std::size_t>(m.input)]->chain : snapshot::chain{};
     int fd = -1;
-    // A root that the step cannot write to still gets the places where the runtime mounts something.
+    // A root is written to in any case: mount points are made on it.
     if (m.readonly && m.output == llb::no_output && m.dest != "/") {
         held.views.push_back(co_await env_.snapshots.view(lower));
         fd = held.views.back().fd();
@@ -284,6 +303,34 @@ async::task<executor::exit> exec_op::run_in_network(executor::step step, executo
     co_return out;
 }
 
+std::string exec_op::command_line() const {
+    std::string out;
+    for (const auto& a : exec_.meta.args) out += cat(out.empty() ? "" : " ", a);
+    return out;
+}
+
+/// The mount as the step left it.
+async::task<std::shared_ptr<chain_value>> exec_op::commit(std::size_t index, prepared_mounts& held,
+                                                          const std::vector<std::shared_ptr<chain_value>>& inputs) {
+    const auto& m = exec_.mounts[index];
+    const auto below = m.input >= 0 ? inputs[static_cast<std::size_t>(m.input)] : nullptr;
+    auto w = held.writables.extract(index);
+    if (w.empty()) co_return below;
+    const auto layer =
+        co_await env_.snapshots.commit(std::move(w.mapped()), {.description = cat("mount ", m.dest, " from exec ", exec_.meta.args.back())});
+    co_return with_layer(below ? *below : chain_value{}, layer);
+}
+
+async::task<void> exec_op::keep_failure(prepared_mounts& held, std::vector<std::shared_ptr<chain_value>> inputs) {
+    failed_step out;
+    for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
+        const auto& m = exec_.mounts[i];
+        out.inputs.push_back(m.input >= 0 ? inputs[static_cast<std::size_t>(m.input)] : nullptr);
+        out.mounts.push_back(co_await commit(i, held, inputs));
+    }
+    (*failures_)[vertex_] = std::move(out);
+}
+
 async::task<solver::run_result> exec_op::run(std::vector<solver::result> values, solver::context ctx) {
     std::vector<std::shared_ptr<chain_value>> inputs;
     for (std::size_t i = 0; i < values.size(); ++i) {
@@ -302,18 +349,25 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
         };
     };
     // A chain of its own: what it shields from cancellation while it cleans up ends with it.
-    const auto ended = co_await async::linked(
-        async::cancel_token{}, run_in_network(std::move(step), {show(progress::stream::out, out_limit), show(progress::stream::err, err_limit)}));
+    executor::exit ended;
+    std::exception_ptr not_run;
+    try {
+        ended = co_await async::linked(async::cancel_token{}, run_in_network(std::move(step), {.out = show(progress::stream::out, out_limit),
+                                                                                               .err = show(progress::stream::err, err_limit)}));
+    } catch (...) {
+        not_run = std::current_exception();
+    }
     held.fds.clear();
     held.views.clear();
-    if (!ended.accepted) {
+    const auto why =
+        not_run ? cobuild::describe(not_run) : error{errc::step_failed, cat("exit code: ", ended.code, ended.oom ? " (out of memory)" : "")};
+    if (why.kind() == errc::canceled) std::rethrow_exception(not_run);
+    if (not_run || !ended.accepted) {
         if (auto rest = out_limit.rest(); !rest.empty()) ctx.progress.output(progress::stream::out, std::move(rest));
         if (auto rest = err_limit.rest(); !rest.empty()) ctx.progress.output(progress::stream::err, std::move(rest));
-        std::string command;
-        for (const auto& a : exec_.meta.args) command += cat(command.empty() ? "" : " ", a);
-        throw error{errc::step_failed,
-                    cat("process ", quoted(command), " did not complete successfully: exit code: ", ended.code, ended.oom ? " (out of memory)" : "")}
-            .exited(ended.code);
+        if (failures_) co_await keep_failure(held, inputs);
+        const error told{why.kind(), cat("process ", quoted(command_line()), " did not complete successfully: ", why.what())};
+        throw not_run ? told : error(told).exited(ended.code);
     }
     solver::run_result out;
     for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
@@ -322,20 +376,51 @@ async::task<solver::run_result> exec_op::run(std::vector<solver::result> values,
         if (m.output == llb::no_output || m.type != llb::mount_type::bind) continue;
         const auto at = static_cast<std::size_t>(m.output);
         if (out.outputs.size() <= at) out.outputs.resize(at + 1);
-        auto w = held.writables.extract(i);
-        if (w.empty()) {
-            out.outputs[at] = m.input >= 0 ? inputs[static_cast<std::size_t>(m.input)] : std::make_shared<chain_value>();
-            continue;
-        }
-        const chain_value nothing;
-        const auto layer =
-            co_await env_.snapshots.commit(std::move(w.mapped()), {.description = cat("mount ", m.dest, " from exec ", exec_.meta.args.back())});
-        out.outputs[at] = with_layer(m.input >= 0 ? *inputs[static_cast<std::size_t>(m.input)] : nothing, layer);
+        auto made = co_await commit(i, held, inputs);
+        out.outputs[at] = made ? made : std::make_shared<chain_value>();
     }
     co_return out;
 }
 
+/// What a container holds until it is released, its writable layers dropped.
+struct held_container {
+    prepared_mounts mounts;
+    std::shared_ptr<void> caches;
+    std::vector<std::shared_ptr<chain_value>> inputs;
+};
+
+async::task<container_base> exec_op::open_container(std::vector<std::shared_ptr<chain_value>> inputs) {
+    const auto held = std::make_shared<held_container>();
+    held->inputs = inputs;
+    held->caches = co_await prepare({.progress = {}, .cancelled = {}, .inputs = {inputs.begin(), inputs.end()}});
+    const auto caches = std::exchange(caches_, nullptr);
+    container_base out;
+    out.step = co_await make_step();
+    for (std::size_t i = 0; i < exec_.mounts.size(); ++i) {
+        const auto before = out.step.mounts.size();
+        co_await add_mount(i, inputs, out.step, held->mounts, *caches);
+        const auto& m = exec_.mounts[i];
+        const bool readable = m.type == llb::mount_type::bind || m.type == llb::mount_type::cache;
+        int fd = -1;
+        if (readable) fd = out.step.mounts.size() > before ? out.step.mounts.back().source : out.step.root;
+        out.mounts.push_back(fd);
+    }
+    if (out.step.root < 0) throw error{errc::invalid, "the container has no root: none of its mounts is at /"};
+    out.held = held;
+    co_return out;
+}
+
 }  // namespace
+
+async::task<container_base> prepare_container(llb::op what, std::vector<std::shared_ptr<chain_value>> inputs, environment& env, build_scope scope) {
+    for (const auto& m : std::get<llb::exec_op>(what.what).mounts) {
+        if (m.input >= static_cast<std::int64_t>(inputs.size())) throw error{errc::invalid, cat("the mount at ", quoted(m.dest), " has no input")};
+        if (m.dest == "/" && m.type != llb::mount_type::bind) throw error{errc::invalid, "a container's root must be a bind mount"};
+    }
+    what.inputs.resize(inputs.size());
+    const auto op = std::make_shared<exec_op>(what, env, scope, false);
+    co_return co_await op->open_container(std::move(inputs));
+}
 
 std::shared_ptr<solver::op> make_exec_op(const llb::op& what, environment& env, const build_scope& scope, bool ignore_cache) {
     return std::make_shared<exec_op>(what, env, scope, ignore_cache);

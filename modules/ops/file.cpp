@@ -5,6 +5,7 @@ module;
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -102,8 +103,14 @@ struct tree {
 
 class file_op final : public solver::op {
 public:
-    file_op(const llb::op& what, environment& env, bool hash_local)
-        : env_(env), file_(std::get<llb::file_op>(what.what)), inputs_(what.inputs.size()), hash_local_(hash_local), key_(file_key(what)) {
+    file_op(const llb::op& what, environment& env, const build_scope& scope)
+        : env_(env),
+          file_(std::get<llb::file_op>(what.what)),
+          inputs_(what.inputs.size()),
+          hash_local_(scope.hash_local),
+          key_(file_key(what)),
+          failures_(scope.failures),
+          vertex_(scope.vertex) {
         count_uses();
     }
 
@@ -143,7 +150,16 @@ public:
                               .exclude = copy->exclude_patterns});
         }
         const auto view = co_await env_.snapshots.view(chain->chain);
-        co_return co_await env_.pool.run([&] { return cache::hash_tree(view.fd(), wanted, {.threads = 2, .cancelled = ctx.cancelled}); });
+        std::exception_ptr failed;
+        std::optional<digest> out;
+        try {
+            out = co_await env_.pool.run([&] { return cache::hash_tree(view.fd(), wanted, {.threads = 2, .cancelled = ctx.cancelled}); });
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed && failures_) (*failures_)[vertex_] = {.inputs = {chain}, .mounts = {}, .action = {}, .unread = input};
+        if (failed) std::rethrow_exception(failed);
+        co_return out;
     }
 
     async::task<solver::run_result> run(std::vector<solver::result> inputs, solver::context ctx) override;
@@ -194,6 +210,9 @@ private:
     async::task<void> go_on_from(std::int64_t input, std::vector<tree>& trees, tree& target);
     async::task<void> settle(std::size_t action, tree& t);
     async::task<void> open_owners(const llb::file_action& action, std::vector<tree>& trees);
+    async::task<void> perform(std::size_t i, std::vector<tree>& trees, const std::vector<const local_value*>& live,
+                              const std::vector<tree*>& by_input, std::vector<hasher>& landed, cache::stat_memo* memo);
+    async::task<void> keep_failure(std::size_t action, std::vector<tree>& trees);
     async::task<std::vector<solver::result>> commit_outputs(std::vector<tree>& trees);
     std::optional<digest> act(const llb::file_action& action, tree& target, tree* other, const local_value* live, const std::vector<tree*>& trees,
                               cache::stat_memo* memo) const;
@@ -203,6 +222,8 @@ private:
     std::size_t inputs_;
     bool hash_local_;
     digest key_;
+    std::shared_ptr<failed_steps> failures_;
+    digest vertex_;
     std::vector<std::size_t> uses_;  ///< by action: how many outputs and other actions need its result; 0: it never runs
 };
 
@@ -324,6 +345,35 @@ async::task<void> file_op::open_owners(const llb::file_action& action, std::vect
     }
 }
 
+async::task<void> file_op::perform(std::size_t i, std::vector<tree>& trees, const std::vector<const local_value*>& live,
+                                   const std::vector<tree*>& by_input, std::vector<hasher>& landed, cache::stat_memo* memo) {
+    const auto& action = file_.actions[i];
+    tree& target = trees[inputs_ + i];
+    co_await go_on_from(action.input, trees, target);
+    co_await open_tree(target, true);
+    tree nothing{.below = std::make_shared<chain_value>()};
+    tree* other = action.secondary_input >= 0 ? &trees[static_cast<std::size_t>(action.secondary_input)] : &nothing;
+    const auto* from_live = action.secondary_input >= 0 ? live[static_cast<std::size_t>(action.secondary_input)] : nullptr;
+    if (std::holds_alternative<llb::copy_action>(action.what) && from_live == nullptr) {
+        if (const auto from = action.secondary_input - static_cast<std::int64_t>(inputs_); from >= 0 && uses_[static_cast<std::size_t>(from)] > 1)
+            co_await settle(static_cast<std::size_t>(from), *other);
+        co_await open_tree(*other, false);
+    }
+    co_await open_owners(action, trees);
+    const auto digest = co_await env_.pool.run([&] { return act(action, target, other, from_live, by_input, memo); });
+    if (from_live != nullptr && digest) landed[static_cast<std::size_t>(action.secondary_input)].update(digest->str());
+}
+
+/// Each action's result as far as there is one; of the one that failed with what it did until then.
+async::task<void> file_op::keep_failure(std::size_t action, std::vector<tree>& trees) {
+    failed_step out{.inputs = {}, .mounts = {}, .action = action, .unread = {}};
+    for (std::size_t i = 0; i < trees.size(); ++i) {
+        if (i >= inputs_) co_await settle(i - inputs_, trees[i]);
+        (i < inputs_ ? out.inputs : out.mounts).push_back(trees[i].below);
+    }
+    (*failures_)[vertex_] = std::move(out);
+}
+
 async::task<solver::run_result> file_op::run(std::vector<solver::result> values, solver::context) {
     // Index i below inputs_ is an input, what follows are the results of the actions in order.
     std::vector<tree> trees(inputs_ + file_.actions.size());
@@ -344,21 +394,14 @@ async::task<solver::run_result> file_op::run(std::vector<solver::result> values,
     std::vector<hasher> landed(inputs_);
     for (std::size_t i = 0; i < file_.actions.size(); ++i) {
         if (uses_[i] == 0) continue;
-        const auto& action = file_.actions[i];
-        tree& target = trees[inputs_ + i];
-        co_await go_on_from(action.input, trees, target);
-        co_await open_tree(target, true);
-        tree nothing{.below = std::make_shared<chain_value>()};
-        tree* other = action.secondary_input >= 0 ? &trees[static_cast<std::size_t>(action.secondary_input)] : &nothing;
-        const auto* from_live = action.secondary_input >= 0 ? live[static_cast<std::size_t>(action.secondary_input)] : nullptr;
-        if (std::holds_alternative<llb::copy_action>(action.what) && from_live == nullptr) {
-            if (const auto from = action.secondary_input - static_cast<std::int64_t>(inputs_); from >= 0 && uses_[static_cast<std::size_t>(from)] > 1)
-                co_await settle(static_cast<std::size_t>(from), *other);
-            co_await open_tree(*other, false);
+        std::exception_ptr failed;
+        try {
+            co_await perform(i, trees, live, by_input, landed, memo.get());
+        } catch (...) {
+            failed = std::current_exception();
         }
-        co_await open_owners(action, trees);
-        const auto digest = co_await env_.pool.run([&] { return act(action, target, other, from_live, by_input, memo.get()); });
-        if (from_live != nullptr && digest) landed[static_cast<std::size_t>(action.secondary_input)].update(digest->str());
+        if (failed && failures_ && cobuild::describe(failed).kind() != errc::canceled) co_await keep_failure(i, trees);
+        if (failed) std::rethrow_exception(failed);
     }
     solver::run_result out;
     out.content.resize(inputs_);
@@ -384,7 +427,7 @@ async::task<std::vector<solver::result>> file_op::commit_outputs(std::vector<tre
 }  // namespace
 
 std::shared_ptr<solver::op> make_file_op(const llb::op& what, environment& env, const build_scope& scope) {
-    return std::make_shared<file_op>(what, env, scope.hash_local);
+    return std::make_shared<file_op>(what, env, scope);
 }
 
 }  // namespace cobuild::ops

@@ -36,6 +36,7 @@ graph make_graph(const llb::loaded& definition, environment& env, build_scope sc
     for (const auto& v : definition.vertices) {
         solver::vertex made;
         made.id = v.id;
+        scope.vertex = v.id;
         made.op = make_op(v.what, env, scope, v.meta.ignore_cache && scope.renewed);
         for (const auto& in : v.what.inputs) made.inputs.push_back({index.at(in.vertex), static_cast<std::size_t>(in.index)});
         made.name = llb::display_name(v.what, v.meta);

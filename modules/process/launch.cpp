@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <csignal>
 #include <cstdint>
+#include <cstdlib>
 #include <new>
 
 #include <fcntl.h>
@@ -113,6 +114,7 @@ IN_CHILD failure prepare(launch_plan& plan) {
         if (parent_is_gone(plan.parent)) return {ESRCH, "prctl", nullptr};
     }
     if (plan.network_namespace >= 0 && call(SYS_setns, plan.network_namespace, CLONE_NEWNET) < 0) return failed("setns");
+    if (plan.mount_namespace >= 0 && call(SYS_setns, plan.mount_namespace, CLONE_NEWNS) < 0) return failed("setns");
     if (plan.new_mount_namespace) {
         // Slave: unmounting something on the host is not held up by us, and nothing of ours is seen there.
         if (call(SYS_mount, 0, arg("/"), 0, MS_REC | MS_SLAVE) < 0) return failed("mount", "/");
@@ -181,7 +183,41 @@ int start_child(launch_plan& plan, int flags, int& fd) {
 
 }  // namespace
 
+namespace {
+
+/// Children of this thread are born in another PID namespace as long as this lives; the thread itself stays where it is.
+class born_elsewhere {
+public:
+    explicit born_elsewhere(int pid_namespace) {
+        if (pid_namespace < 0) return;
+        own_ = ::open("/proc/thread-self/ns/pid", O_RDONLY | O_CLOEXEC);
+        joined_ = own_ >= 0 && ::setns(pid_namespace, CLONE_NEWPID) == 0;
+        failed_ = !joined_;
+    }
+    ~born_elsewhere() {
+        // Going home cannot fail: a thread may always choose the namespace it is in.
+        if (joined_ && ::setns(own_, CLONE_NEWPID) < 0) std::abort();
+        if (own_ >= 0) ::close(own_);
+    }
+    born_elsewhere(const born_elsewhere&) = delete;
+    born_elsewhere& operator=(const born_elsewhere&) = delete;
+    [[nodiscard]] bool failed() const { return failed_; }
+
+private:
+    int own_ = -1;
+    bool joined_ = false;
+    bool failed_ = false;
+};
+
+}  // namespace
+
 int launch(launch_plan& plan, int& pidfd) {
+    const born_elsewhere place(plan.pid_namespace);
+    if (place.failed()) {
+        plan.error = errno;
+        plan.call = "setns";
+        return -1;
+    }
     // A handler of ours must not run in the child, which shares our memory.
     sigset_t all;
     sigset_t before;

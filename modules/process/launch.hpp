@@ -33,6 +33,8 @@ struct launch_plan {
     std::size_t action_count = 0;
     int parent = -1;  // a pidfd of the spawner's thread
     int network_namespace = -1;
+    int pid_namespace = -1;
+    int mount_namespace = -1;
     bool die_with_parent = false;
     bool new_pid_namespace = false;
     bool new_mount_namespace = false;

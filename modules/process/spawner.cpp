@@ -251,6 +251,8 @@ void check(const command& c) {
     for (const auto& e : c.env.value_or(std::vector<std::string>{}))
         if (has_nul(e)) throw error{errc::invalid, cat("cannot start ", quoted(c.args.front()), ": an environment variable holds a NUL character")};
     if (!c.setup.mounts.empty() && !c.setup.new_mount_namespace) throw error{errc::internal, "mounts for a child need a mount namespace of its own"};
+    if (c.setup.mount_namespace >= 0 && c.setup.new_mount_namespace)
+        throw error{errc::internal, "a child cannot join a mount namespace and have one of its own"};
     for (const auto& f : c.fds)
         if (f.target < 3 || f.target > 1000) throw error{errc::internal, cat("a passed descriptor cannot have the number ", f.target)};
 }
@@ -332,6 +334,8 @@ child spawner::state::start(const std::shared_ptr<state>& self, const command& c
     plan.action_count = actions.size();
     plan.parent = self_.get();
     plan.network_namespace = c.setup.network_namespace;
+    plan.pid_namespace = c.setup.pid_namespace;
+    plan.mount_namespace = c.setup.mount_namespace;
     plan.die_with_parent = c.setup.die_with_parent;
     plan.new_pid_namespace = c.setup.new_pid_namespace;
     plan.new_mount_namespace = c.setup.new_mount_namespace;

@@ -89,6 +89,8 @@ std::vector<key_case> cases() {
         {"history", "maxEntries = 3", [](c x) { return x.history.max_entries == 3; }, "\"3\"", {"-3"}, true},
         {"frontend.\"dockerfile.v0\"", "enabled = true", [](c x) { return x.frontend.dockerfile_enabled == true; }, "1"},
         {"frontend.\"gateway.v0\"", "enabled = true", [](c x) { return x.frontend.gateway_enabled == true; }, "1"},
+        {"frontend.\"gateway.v0\"", "allowedRepositories = [\"a\"]",
+         [](c x) { return x.frontend.allowed_repositories == std::vector<std::string>{"a"}; }, "1"},
         {"system", "platformsCacheMaxAge = \"-1s\"", [](c x) { return x.system.platforms_cache_max_age == -1s; }, "true", {"\"x\""}, true},
         {"system", "maxRegistryConcurrency = 8", [](c x) { return x.system.max_registry_concurrency == 8; }, "\"8\"", {"0", "-1"}},
         {"cache.gha.sign", "command = [\"s\"]", [](c x) { return x.gha_cache.sign_command == strings{"s"}; }, "\"s\"", {}, true},
@@ -211,12 +213,11 @@ BOOST_AUTO_TEST_CASE(every_key_of_the_schema_is_tested_or_refused) {
 }
 
 BOOST_AUTO_TEST_CASE(what_restricts_and_is_not_built_is_refused) {
-    for (const auto* text : {"proxyNetwork = true", "frontend.\"dockerfile.v0\".enabled = false", "frontend.\"gateway.v0\".enabled = false",
-                             "frontend.\"gateway.v0\".allowedRepositories = [\"a\"]", "cache.gha.verify.required = true",
-                             "cache.gha.verify.policy = {tlogThreshold = 1}", "worker.oci.networkMode = \"bridge\"", "worker.oci.rootless = true",
-                             "worker.oci.noProcessSandbox = true", "worker.oci.isolateCgroups = true", "worker.oci.defaultCgroupParent = \"x\"",
-                             "worker.oci.userRemapUnsupported = \"u\"", "worker.oci.apparmor-profile = \"p\"", "worker.oci.selinux = true",
-                             "worker.oci.snapshotter = \"stargz\"", "worker.containerd.selinux = true"}) {
+    for (const auto* text : {"proxyNetwork = true", "cache.gha.verify.required = true", "cache.gha.verify.policy = {tlogThreshold = 1}",
+                             "worker.oci.networkMode = \"bridge\"", "worker.oci.rootless = true", "worker.oci.noProcessSandbox = true",
+                             "worker.oci.isolateCgroups = true", "worker.oci.defaultCgroupParent = \"x\"", "worker.oci.userRemapUnsupported = \"u\"",
+                             "worker.oci.apparmor-profile = \"p\"", "worker.oci.selinux = true", "worker.oci.snapshotter = \"stargz\"",
+                             "worker.containerd.selinux = true"}) {
         const auto e = failure_of(text);
         BOOST_TEST_CONTEXT(text << " gave " << e.what()) {
             BOOST_TEST((e.kind() == errc::unsupported));
@@ -226,7 +227,7 @@ BOOST_AUTO_TEST_CASE(what_restricts_and_is_not_built_is_refused) {
     }
     // Values that ask for nothing are fine, and a worker that is switched off does not matter.
     const auto quiet = parse(
-        "worker.oci.selinux = false\nworker.oci.apparmor-profile = \"\"\nfrontend.\"gateway.v0\".allowedRepositories = []\n"
+        "worker.oci.selinux = false\nworker.oci.apparmor-profile = \"\"\nfrontend.\"gateway.v0\".allowedRepositories = [\"a\"]\n"
         "worker.containerd = {enabled = false, selinux = true, address = \"/x\"}\n",
         "b.toml");
     BOOST_TEST(quiet.warnings.empty());
