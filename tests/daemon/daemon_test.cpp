@@ -444,7 +444,7 @@ namespace {
 /// The client's end of a session: what it serves is a handler.
 class client_session {
 public:
-    client_session(served& s, std::string id, std::vector<std::string> methods, rpc::handler serve)
+    client_session(served& s, std::string id, std::vector<std::string> methods, rpc::handler serve, rpc::metadata more = {})
         : ex_(s.engine->runtime().get_executor()), socket_(std::make_shared<boost::asio::local::stream_protocol::socket>(ex_)), group_(ex_, true) {
         std::array<int, 2> ends{};
         BOOST_REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) == 0);
@@ -452,6 +452,7 @@ public:
         server_ = std::make_unique<rpc::server>(ex_, s.engine->runtime().pool(), std::move(serve));
         server_->adopt(unique_fd{ends[1]});
         rpc::metadata m{{"x-docker-expose-session-uuid", std::move(id)}, {"x-docker-expose-session-sharedkey", "key"}};
+        m.insert(more.begin(), more.end());
         for (auto& method : methods) m.emplace("x-docker-expose-session-grpc-method", std::move(method));
         stream_ = s.channel->open(cat(control, "Session"), std::move(m));
         group_.spawn(up(socket_, stream_));
@@ -528,6 +529,27 @@ BOOST_AUTO_TEST_CASE(an_archive_goes_to_the_client) {
         BOOST_TEST(tar->substr(0, 5) == "hello");
         BOOST_TEST(tar->substr(257, 5) == "ustar");
         BOOST_TEST(tar->substr(512, 2) == "hi");
+    });
+}
+
+// A client that hangs is found out by its health, as soon as it asked for.
+BOOST_AUTO_TEST_CASE(a_client_that_answers_no_more_ends_its_build) {
+    with_daemon([](served& s) -> async::task<void> {
+        const auto never = std::make_shared<async::event>();
+        const auto hang = [](std::shared_ptr<async::event> until) -> async::task<rpc::status> {
+            co_await until->wait();
+            co_return rpc::status{};
+        };
+        client_session session(s, "s1", {"/moby.filesync.v1.FileSend/DiffCopy"},
+                               [never, hang](const std::shared_ptr<rpc::call>&) { return hang(never); },
+                               {{"x-buildkit-session-health-custom-timeout", "1000"}});
+        auto r = solve_request("x");
+        r.set_session("s1");
+        r.add_exporters()->set_type("tar");
+        const auto e = co_await failure(call<wire::SolveResponse>(s, cat(control, "Solve"), r));
+        never->set();
+        co_await session.close();
+        BOOST_TEST(says(e, "the client of the session does not answer"));
     });
 }
 
