@@ -137,15 +137,15 @@ using graph = std::vector<vertex>;
 class remote_cache {
 public:
     struct found {
-        digest canonical;       ///< there
+        digest canonical;           ///< there
         bool loadable = false;      ///< false: only the key is known, which what stands above is found by
         std::uint64_t outputs = 1;  ///< those that can be loaded, the first in the lowest bit
     };
     virtual ~remote_cache() = default;
     /// From memory: what is asked here was fetched before the build.
     [[nodiscard]] virtual std::optional<found> find(const digest& key) const = 0;
-    /// The outputs of a record; one that cannot be loaded is empty. When it throws, the vertex is looked for in the next cache, and runs in the end; `progress` gets
-    /// a warning.
+    /// The outputs of a record; one that cannot be loaded is empty. When it throws, the vertex is looked for in the next cache, and runs in the end;
+    /// `progress` gets a warning.
     virtual async::task<std::vector<result>> load(digest canonical, progress::writer progress) = 0;
 };
 

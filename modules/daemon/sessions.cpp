@@ -3,12 +3,15 @@ module;
 
 #include <algorithm>
 #include <array>
+#include <charconv>
 #include <chrono>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 
 #include <boost/asio/awaitable.hpp>
@@ -31,7 +34,8 @@ using namespace std::chrono_literals;
 using byte_socket = boost::asio::local::stream_protocol::socket;
 
 constexpr std::string_view header_id = "x-docker-expose-session-uuid", header_name = "x-docker-expose-session-name",
-                           header_key = "x-docker-expose-session-sharedkey", header_method = "x-docker-expose-session-grpc-method";
+                           header_key = "x-docker-expose-session-sharedkey", header_method = "x-docker-expose-session-grpc-method",
+                           header_health = "x-buildkit-session-health-custom-timeout";
 constexpr std::size_t frame = std::size_t{32} << 10;
 
 /// What the client sends goes into the tunnel's socket.
@@ -59,12 +63,26 @@ async::task<void> check_once(std::shared_ptr<tunnel> t) {
     (void)co_await t->channel->unary("/grpc.health.v1.Health/Check", q.SerializeAsString());
 }
 
-/// Ends, with the reason, when the client does not answer twice.
-async::task<void> watch(std::shared_ptr<tunnel> t) {
+/// How a client is asked whether it is still there; it may want to be asked more often, and then has one chance.
+struct health {
+    nanoseconds every = 5s, limit = 15s;
+    int failures = 2;
+};
+health health_for(const rpc::metadata& request) {
+    const auto text = rpc::value(request, std::string(header_health));
+    std::int64_t ms = 0;
+    const auto [end, bad] = std::from_chars(text.data(), text.data() + text.size(), ms);
+    if (bad != std::errc{} || end != text.data() + text.size() || ms <= 0) return {};
+    const nanoseconds wanted = std::clamp<nanoseconds>(std::chrono::milliseconds{std::min<std::int64_t>(ms, 60'000)}, 1s, 60s);
+    return {.every = wanted, .limit = wanted, .failures = 1};
+}
+
+/// Ends, with the reason, when the client does not answer.
+async::task<void> watch(std::shared_ptr<tunnel> t, health how) {
     int failures = 0;
-    auto limit = nanoseconds{15s};
-    while (failures < 2) {
-        co_await async::sleep_for(5s);
+    auto limit = how.limit;
+    while (failures < how.failures) {
+        co_await async::sleep_for(how.every);
         const auto begun = std::chrono::steady_clock::now();
         bool answered = false;
         try {
@@ -74,7 +92,7 @@ async::task<void> watch(std::shared_ptr<tunnel> t) {
             log(log_level::debug, "a session's health check failed", {{"session", t->id}, {"error", e.what()}});
         }
         failures = answered ? 0 : failures + 1;
-        limit = std::max(nanoseconds{15s}, nanoseconds{(std::chrono::steady_clock::now() - begun) * 3 / 2});
+        limit = std::max(how.limit, nanoseconds{(std::chrono::steady_clock::now() - begun) * 3 / 2});
     }
     throw error{errc::timed_out, "the client of the session does not answer"};
 }
@@ -125,7 +143,7 @@ async::task<rpc::status> sessions::serve(std::shared_ptr<rpc::call> c) {
     async::task_group group(ex_);
     group.spawn(pump_in(c, socket));
     group.spawn(pump_out(socket, c));
-    group.spawn(watch(t));
+    group.spawn(watch(t, health_for(c->request())));
     std::exception_ptr failed;
     try {
         co_await c->send_header();

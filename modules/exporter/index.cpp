@@ -1,5 +1,6 @@
 module;
 #include <algorithm>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -42,6 +43,7 @@ exported as_exported(image i) {
 
 namespace {
 
+constexpr std::string_view created_annotation = "org.opencontainers.image.created";
 constexpr std::string_view attestation_type = "application/vnd.docker.attestation.manifest.v1+json";
 constexpr std::string_view empty_type = "application/vnd.oci.empty.v1+json";
 
@@ -141,7 +143,7 @@ void write_index(content::store& content, exported& out, const image_options& op
     out.keep += std::move(stored.keep);
     std::string created;
     for (const auto& i : out.images) created = std::max(created, i.created);
-    if (options.oci_types && !created.empty()) out.layout_annotations["org.opencontainers.image.created"] = created;
+    if (options.oci_types && !created.empty()) out.layout_annotations[std::string(created_annotation)] = created;
 }
 
 }  // namespace
@@ -158,7 +160,13 @@ async::task<exported> write_images(stores s, std::vector<input> in, bool map, st
     exported out;
     // One after the other, each with every core: a layer that two platforms share is then made once, and has one time.
     for (const auto& i : in) out.images.push_back(co_await write_image(s, i, options, progress));
-    if (!index) co_return as_exported(std::move(out.images.front()));
+    if (!index) {
+        auto single = as_exported(std::move(out.images.front()));
+        if (const auto epoch = in.front().epoch; epoch && options.oci_types)
+            single.layout_annotations[std::string(created_annotation)] =
+                format_time(std::chrono::sys_time<nanoseconds>{std::chrono::seconds{*epoch}});
+        co_return single;
+    }
     for (std::size_t i = 0; i < in.size(); ++i) {
         out.keep += out.images[i].keep;
         if (attested[i].empty()) continue;

@@ -6,7 +6,7 @@ namespace cobuild::test {
 /// The client's end of a session: what it serves is a handler.
 class client_session {
 public:
-    client_session(served& s, std::string id, std::vector<std::string> methods, rpc::handler serve)
+    client_session(served& s, std::string id, std::vector<std::string> methods, rpc::handler serve, rpc::metadata more = {})
         : ex_(s.engine->runtime().get_executor()), socket_(std::make_shared<boost::asio::local::stream_protocol::socket>(ex_)), group_(ex_, true) {
         std::array<int, 2> ends{};
         BOOST_REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends.data()) == 0);
@@ -14,6 +14,7 @@ public:
         server_ = std::make_unique<rpc::server>(ex_, s.engine->runtime().pool(), std::move(serve));
         server_->adopt(unique_fd{ends[1]});
         rpc::metadata m{{"x-docker-expose-session-uuid", std::move(id)}, {"x-docker-expose-session-sharedkey", "key"}};
+        m.insert(more.begin(), more.end());
         for (auto& method : methods) m.emplace("x-docker-expose-session-grpc-method", std::move(method));
         stream_ = s.channel->open(cat(control, "Session"), std::move(m));
         group_.spawn(up(socket_, stream_));

@@ -406,6 +406,27 @@ BOOST_AUTO_TEST_CASE(an_archive_goes_to_the_client) {
     });
 }
 
+// A client that hangs is found out by its health, as soon as it asked for.
+BOOST_AUTO_TEST_CASE(a_client_that_answers_no_more_ends_its_build) {
+    with_daemon([](served& s) -> async::task<void> {
+        const auto never = std::make_shared<async::event>();
+        const auto hang = [](std::shared_ptr<async::event> until) -> async::task<rpc::status> {
+            co_await until->wait();
+            co_return rpc::status{};
+        };
+        client_session session(s, "s1", {"/moby.filesync.v1.FileSend/DiffCopy"},
+                               [never, hang](const std::shared_ptr<rpc::call>&) { return hang(never); },
+                               {{"x-buildkit-session-health-custom-timeout", "1000"}});
+        auto r = solve_request("x");
+        r.set_session("s1");
+        r.add_exporters()->set_type("tar");
+        const auto e = co_await failure(call<wire::SolveResponse>(s, cat(control, "Solve"), r));
+        never->set();
+        co_await session.close();
+        BOOST_TEST(says(e, "the client of the session does not answer"));
+    });
+}
+
 BOOST_AUTO_TEST_CASE(an_output_needs_a_session_that_takes_it) {
     with_daemon([](served& s) -> async::task<void> {
         auto r = solve_request("x");

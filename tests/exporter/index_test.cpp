@@ -186,6 +186,17 @@ WORLD_CASE(timestamps_are_rewritten_above_the_base) {
     BOOST_TEST((co_await failure(exporter::write_images(w.stores(), one, false, {}, options, {}))).has_value());
 }
 
+// As BuildKit's archives have it: there the time stands beside the name, whoever made the image.
+WORLD_CASE(an_archive_of_one_image_tells_the_epoch) {
+    const auto root = co_await w.layer({}, [](const stdfs::path& p) { write_file(p / "own", "own"); });
+    const std::vector<exporter::input> dated{for_platform(root, "linux/amd64", 1700000000)}, plain{for_platform(root, "linux/amd64")};
+    const std::string created = "org.opencontainers.image.created";
+    const auto with = co_await exporter::write_images(w.stores(), dated, false, {}, {}, {});
+    BOOST_TEST(with.layout_annotations.at(created) == "2023-11-14T22:13:20Z");
+    const auto without = co_await exporter::write_images(w.stores(), plain, false, {}, {}, {});
+    BOOST_TEST(!without.layout_annotations.contains(created));
+}
+
 WORLD_CASE(a_layout_that_others_read) {
     auto in = co_await two_platforms(w);
     const auto out = co_await exporter::write_images(w.stores(), in, true, {}, {}, {});
