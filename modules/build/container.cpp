@@ -2,6 +2,7 @@ module;
 #include <fcntl.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -181,8 +182,9 @@ public:
         auto out = std::make_shared<process_impl>();
         const bool first = first_ == nullptr;
         if (first) first_ = out;
+        const bool terminal = what.terminal;
         running_.spawn(keep(shared_from_this(), out, std::move(what), first));
-        running_.spawn(begin(out));
+        running_.spawn(begin(out, terminal));
         // A client that pipes one process into another would wait for ever: the first one's output keeps it from hearing that the
         // second one runs. So a further process counts as started at once.
         if (!first) out->begun.set();
@@ -223,9 +225,11 @@ private:
         return out;
     }
 
-    static async::task<void> begin(std::shared_ptr<process_impl> p) {
-        co_await p->reach->started.wait();
+    static async::task<void> begin(std::shared_ptr<process_impl> p, bool terminal) {
+        // A terminal has its size before the program in it looks: it is there while the runtime still starts, which takes much longer than this.
+        while (terminal && !p->reach->resize && !p->reach->started.is_set()) co_await async::sleep_for(std::chrono::milliseconds{2});
         if (p->size && p->reach->resize) p->reach->resize(p->size->first, p->size->second);
+        co_await p->reach->started.wait();
         p->begun.set();
     }
 

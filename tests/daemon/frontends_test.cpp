@@ -204,3 +204,85 @@ BOOST_AUTO_TEST_CASE(a_syntax_directive_names_the_frontend) {
         BOOST_TEST(says(co_await failure(s.engine->build(r)), "the tiny frontend gave up"));
     });
 }
+
+namespace {
+
+/// What a build warns of.
+async::task<std::vector<std::string>> warnings_of(served& s, std::string ref) {
+    auto status = s.channel->open(cat(control, "Status"));
+    wire::StatusRequest q;
+    q.set_ref(ref);
+    BOOST_TEST(co_await status->write(q.SerializeAsString()));
+    co_await status->writes_done();
+    std::vector<std::string> out;
+    while (const auto bytes = co_await status->read()) {
+        wire::StatusResponse r;
+        BOOST_TEST(r.ParseFromString(*bytes));
+        for (const auto& w : r.warnings()) out.push_back(w.short_());
+    }
+    co_return out;
+}
+
+std::string small_definition() {
+    llb::graph g;
+    llb::file_op f;
+    f.actions.push_back(
+        {.input = llb::scratch, .secondary_input = llb::scratch, .output = 0, .what = llb::mkfile_action{.path = "/f", .mode = 0644, .data = "x"}});
+    return llb::marshal(g.finish(g.add({.inputs = {}, .what = std::move(f), .platform = {}})));
+}
+
+}  // namespace
+
+BOOST_AUTO_TEST_CASE(platforms_that_were_asked_for_and_not_built_are_warned_of) {
+    with_daemon([](served& s) -> async::task<void> {
+        wire::SolveRequest r;
+        r.set_definition(small_definition());
+        r.set_ref("plain");
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), r);
+        BOOST_TEST((co_await warnings_of(s, "plain")).empty());
+        r.set_ref("several");
+        (*r.mutable_frontend_attrs())["platform"] = "linux/amd64,linux/arm64";
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), r);
+        // A frontend that says what it built.
+        r.clear_definition();
+        r.set_ref("stated");
+        auto solving = s.channel->open(cat(control, "Solve"));
+        BOOST_TEST(co_await solving->write(r.SerializeAsString()));
+        co_await solving->writes_done();
+        bridge::ReturnRequest result;
+        for (const auto* p : {"linux/amd64", "linux/arm64"}) (*result.mutable_result()->mutable_refs()->mutable_refs())[p].set_id("");
+        (*result.mutable_result()->mutable_metadata())["refs.platforms"] =
+            R"({"Platforms":[{"ID":"linux/amd64","Platform":{"architecture":"amd64","os":"linux"}},)"
+            R"({"ID":"linux/arm64","Platform":{"architecture":"arm64","os":"linux"}}]})";
+        (void)co_await call<bridge::ReturnResponse>(s, cat(gateway, "Return"), result, rpc::metadata{{"buildkit-controlapi-buildid", "stated"}});
+        (void)co_await solving->read();
+        const auto end = co_await solving->finish();
+        BOOST_TEST(end.ok(), end.message);
+        BOOST_TEST((co_await warnings_of(s, "stated")).empty());
+        const std::vector<std::string> expected{"Multiple platforms requested but result is not multi-platform"};
+        BOOST_TEST((co_await warnings_of(s, "several")) == expected, boost::test_tools::per_element());
+    });
+}
+
+BOOST_AUTO_TEST_CASE(a_frontend_may_name_the_image) {
+    with_daemon([](served& s) -> async::task<void> {
+        wire::SolveRequest r;
+        r.set_ref("named");
+        auto* e = r.add_exporters();
+        e->set_type("image");
+        (*e->mutable_attrs())["name"] = "*";
+        auto solving = s.channel->open(cat(control, "Solve"));
+        BOOST_TEST(co_await solving->write(r.SerializeAsString()));
+        co_await solving->writes_done();
+        bridge::ReturnRequest result;
+        (void)result.mutable_result()->mutable_ref();  // an empty root
+        (*result.mutable_result()->mutable_metadata())["image.name"] = "example.com/by-frontend:1";
+        (void)co_await call<bridge::ReturnResponse>(s, cat(gateway, "Return"), result, rpc::metadata{{"buildkit-controlapi-buildid", "named"}});
+        const auto bytes = co_await solving->read();
+        const auto end = co_await solving->finish();
+        BOOST_REQUIRE_MESSAGE(end.ok(), end.message);
+        wire::SolveResponse answer;
+        BOOST_REQUIRE(bytes && answer.ParseFromString(*bytes));
+        BOOST_TEST(answer.exporter_response().at("image.name") == "example.com/by-frontend:1");
+    });
+}
