@@ -83,61 +83,6 @@ async::task<build::job_result> result_of(std::shared_ptr<build_state> b, wire::S
     co_return b->returned.value_or(build::job_result{});
 }
 
-/// "*" leaves the image's name to the frontend.
-std::vector<build::output> named_by(const build::job_result& result, std::vector<build::output> outputs) {
-    const auto name = result.metadata.find("image.name");
-    for (auto& o : outputs)
-        if (const auto at = o.attributes.find("name"); at != o.attributes.end() && at->second == "*" && name != result.metadata.end())
-            at->second = name->second;
-    return outputs;
-}
-
-/// The platforms of a result in the order of their names: those it says, that of its only configuration, this machine's.
-std::vector<std::string> platforms_of(const build::job_result& result) {
-    std::vector<std::string> out;
-    if (const auto told = result.metadata.find("refs.platforms"); told != result.metadata.end()) {
-        const auto parsed = json::parse(told->second);
-        for (const auto& one : json::array_at(parsed.as_object(), "Platforms"))
-            out.push_back(oci::format(oci::normalize(oci::platform_of(json::at(one.as_object(), "Platform")))));
-    } else {
-        const auto config = result.metadata.find("containerimage.config");
-        const auto stated = config == result.metadata.end() ? oci::host_platform() : oci::parse_image(config->second).platform;
-        out.push_back(oci::format(oci::normalize(stated.os.empty() ? oci::host_platform() : stated)));
-    }
-    std::sort(out.begin(), out.end());
-    return out;
-}
-
-std::string listed(const std::vector<std::string>& names) {
-    std::string out;
-    for (const auto& n : names) out += cat(out.empty() ? "" : ",", n);
-    return out;
-}
-
-/// What BuildKit warns of: a frontend that did not build the platforms that were asked for.
-std::optional<std::string> platform_warning(const std::map<std::string, std::string>& attrs, const build::job_result& result) {
-    const auto some = [](const auto& r) { return r.second != nullptr; };
-    if (!result.metadata.contains("refs.platforms")) {
-        if (result.map && !result.refs.empty()) throw error{errc::invalid, "build result contains multiple refs without platforms mapping"};
-        if (std::none_of(result.refs.begin(), result.refs.end(), some)) return std::nullopt;
-    }
-    std::vector<std::string> asked;
-    const auto wanted = attrs.find("platform");
-    const auto text = wanted == attrs.end() ? oci::format(oci::normalize(oci::host_platform())) : wanted->second;
-    for (const auto one : split(text, ',')) {
-        const auto name = oci::format(oci::normalize(oci::parse_platform(trim(one))));
-        if (std::find(asked.begin(), asked.end(), name) != asked.end()) return cat("Duplicate platform result requested ", quoted(one));
-        asked.push_back(name);
-    }
-    std::sort(asked.begin(), asked.end());
-    const auto made = platforms_of(result);
-    if (asked == made) return std::nullopt;
-    if (asked.size() == 1 && made.size() == 1)
-        return cat("Requested platform ", quoted(text), " does not match result platform ", quoted(made.front()));
-    if (!result.map && asked.size() > 1) return "Multiple platforms requested but result is not multi-platform";
-    return cat("Requested platforms ", listed(asked), " do not match result platforms ", listed(made));
-}
-
 async::task<std::map<std::string, std::string>> run(std::shared_ptr<world> w, std::shared_ptr<build_state> b, std::shared_ptr<tunnel> client,
                                                     wire::SolveRequest r) {
     auto result = co_await result_of(b, r);
@@ -145,9 +90,7 @@ async::task<std::map<std::string, std::string>> run(std::shared_ptr<world> w, st
     std::map<std::string, std::string> response;
     for (const auto& [key, value] : result.metadata)
         if (key.starts_with("frontend.")) response[key] = value;
-    if (auto warning = platform_warning(map_of(r.frontend_attrs()), result)) b->job->warn({.level = 1, .message = std::move(*warning)});
-    auto outputs = named_by(result, outputs_of(r));
-    for (auto& [key, value] : co_await export_result(w, b, client, std::move(result), std::move(outputs))) response[key] = std::move(value);
+    for (auto& [key, value] : co_await export_result(w, b, client, std::move(result), outputs_of(r))) response[key] = std::move(value);
     co_return response;
 }
 
