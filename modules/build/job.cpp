@@ -74,32 +74,30 @@ void attest(const job_state& s, const llb::definition& graph, exporter::input& i
     in.attestations.push_back(exporter::make_provenance(*wanted.provenance, make_record(s.frontend, s.attrs, graph, *s.scope.found, s.started)));
 }
 
+/// Whose caches of type local are meant: a client's (one that lends nothing when it has no session), or this machine's (null).
+std::shared_ptr<session::session> client_of_caches(const job_state& s) { return s.options.local_caches_of_client ? s.scope.session : nullptr; }
+
+/// What the client's policies make of a source; `first` are those of one request.
+source_check check_of(const std::shared_ptr<job_state>& s, std::vector<policy::policy> first) {
+    first.insert(first.end(), s->options.policies.begin(), s->options.policies.end());
+    if (first.empty() && !s->options.verify) return {};
+    return [s, first](llb::source_op what, std::optional<llb::platform> platform) {
+        return check_source(first, s->options.verify, std::move(what), std::move(platform));
+    };
+}
+
 /// The caches named so far, each asked once.
 async::task<std::vector<std::shared_ptr<solver::remote_cache>>> imported_caches(std::shared_ptr<job_state> s) {
     if (s->cache_from.empty()) co_return std::vector<std::shared_ptr<solver::remote_cache>>{};
-    co_return co_await s->importing.run(s->cache_from.size(),
-                                        [s] { return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink); });
-}
-
-/// The place of the vertex that failed, for who shows its source.
-std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex) {
-    if (!vertex) return std::nullopt;
-    job::failure out{.vertex = *vertex};
-    for (const auto& op : graph.ops)
-        if (digest::of(op) == *vertex) out.op = op;
-    if (const auto meta = graph.metadata.find(*vertex); meta != graph.metadata.end()) out.description = meta->second.description;
-    if (!graph.source) return out;
-    const auto at = graph.source->locations.find(*vertex);
-    if (at == graph.source->locations.end()) return out;
-    for (const auto& l : at->second.list)
-        if (const auto index = static_cast<std::size_t>(l.source_index); index < graph.source->infos.size())
-            out.sources.push_back({graph.source->infos[index], l.ranges});
-    return out;
+    co_return co_await s->importing.run(s->cache_from.size(), [s] {
+        return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink, client_of_caches(*s));
+    });
 }
 
 class job_ref final : public ref, public std::enable_shared_from_this<job_ref> {
 public:
-    job_ref(std::shared_ptr<job_state> state, llb::definition what) : state_(std::move(state)), what_(std::move(what)) {}
+    job_ref(std::shared_ptr<job_state> state, llb::definition what, source_check check)
+        : state_(std::move(state)), what_(std::move(what)), check_(std::move(check)) {}
 
     [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
     async::task<void> evaluate() override { (void)co_await value(); }
@@ -169,6 +167,7 @@ private:
 
     async::task<std::shared_ptr<ops::chain_value>> bring() {
         auto& p = state_->p;
+        if (check_) what_ = co_await check_sources(std::move(what_), check_);
         const auto loaded = llb::load(what_);
         check_entitlements(state_->options.allow, what_, loaded);
         auto graph = ops::make_graph(loaded, *p.environment, state_->scope);
@@ -194,6 +193,7 @@ private:
 
     std::shared_ptr<job_state> state_;
     llb::definition what_;
+    source_check check_;
     std::shared_ptr<ops::chain_value> value_;
     std::shared_ptr<snapshot::view> view_;
     async::single_flight<int, std::shared_ptr<ops::chain_value>> once_;
@@ -204,36 +204,6 @@ std::string get(const std::map<std::string, std::string>& m, const std::string& 
     return at == m.end() ? std::string() : at->second;
 }
 
-/// refs.platforms, as the exporters of BuildKit read it.
-std::string platforms_json(const std::vector<oci::platform>& platforms) {
-    json::array list;
-    for (const auto& p : platforms) {
-        json::object one;
-        one.set("ID", json::value(oci::format(p)));
-        one.set("Platform", oci::to_json(p));
-        list.emplace_back(std::move(one));
-    }
-    json::object out;
-    out.set("Platforms", json::value(std::move(list)));
-    return json::serialize(json::value(std::move(out)));
-}
-
-/// In the frontend's order, which is the exporters'.
-std::vector<std::pair<std::string, oci::platform>> parse_platforms(const std::string& text) {
-    std::vector<std::pair<std::string, oci::platform>> out;
-    if (text.empty()) return out;
-    const auto parsed = json::parse(text);
-    const auto* list = parsed.find("Platforms");
-    if (list == nullptr) return out;
-    for (const auto& one : list->as_array()) {
-        const auto* id = one.find("ID");
-        const auto* platform = one.find("Platform");
-        if (id == nullptr || platform == nullptr) throw error{errc::invalid, "refs.platforms of the result has an entry without ID or Platform"};
-        out.emplace_back(id->as_string(), oci::normalize(oci::platform_of(*platform)));
-    }
-    return out;
-}
-
 class job_impl final : public job {
 public:
     job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {
@@ -241,9 +211,9 @@ public:
         state_->attrs = state_->options.attrs;
     }
 
-    std::shared_ptr<ref> define(llb::definition what) override {
+    std::shared_ptr<ref> define(llb::definition what, std::vector<policy::policy> policies) override {
         if (what.ops.empty()) return nullptr;
-        return std::make_shared<job_ref>(state_, std::move(what));
+        return std::make_shared<job_ref>(state_, std::move(what), check_of(state_, std::move(policies)));
     }
 
     async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
@@ -270,6 +240,12 @@ public:
         state_->scope.hash_local = state_->scope.hash_local || !state_->cache_from.empty();
     }
 
+    async::task<llb::source_op> check_source(llb::source_op what, std::optional<llb::platform> platform, std::vector<policy::policy> policies,
+                                             bool verify) override {
+        policies.insert(policies.end(), state_->options.policies.begin(), state_->options.policies.end());
+        return build::check_source(std::move(policies), verify ? state_->options.verify : source_verifier{}, std::move(what), std::move(platform));
+    }
+
     async::task<gateway::image_config> resolve_image(gateway::resolve_request request) override {
         const auto gateway = std::make_shared<build_gateway>(state_->p, state_->scope, state_->sink, freshness_of(request.mode));
         co_return co_await gateway->resolve_image_config(std::move(request));
@@ -291,10 +267,17 @@ public:
         for (const auto& [key, r] : what.refs)
             if (r) all.push_back(r->evaluate());
         co_await async::when_all(std::move(all));
+        if (const auto wanted = exporter::parse_attests(exporter::attests_of(state_->attrs), true); wanted.sbom && !outputs.empty())
+            co_await add_sboms(what, *wanted.sbom,
+                               {.resolve = [this](gateway::resolve_request q) { return resolve_image(std::move(q)); },
+                                .define = [this](llb::definition d) { return define(std::move(d), {}); }});
         built made;
         std::vector<state::pin> keep;
         std::vector<cache_source> caches;
-        const auto platforms = parse_platforms(get(what.metadata, "refs.platforms"));
+        const auto platforms = parse_platforms(what.metadata);
+        if (auto why = platforms_warning(get(state_->attrs, "platform"), what))
+            progress::writer(state_->sink, {.id = progress::internal_id("export", "platforms"), .name = ""}).warn({.message = std::move(*why)});
+        apply_metadata(outputs, what.metadata);
         made.map = what.map;
         std::vector<std::string> order;
         for (const auto& [id, platform] : platforms)
@@ -306,12 +289,17 @@ public:
             exporter::input in;
             in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
             if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
+            check_image_config(in.config);
             const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
             in.platform = known != platforms.end() ? known->second
                           : in.config.empty()      ? oci::host_platform()
                                                    : oci::normalize(oci::parse_image(in.config).platform);
             if (in.platform.os.empty()) in.platform = oci::host_platform();
             in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
+            // A frontend that gives one ref names its platform in attestations all the same.
+            for (const auto& name : {key, key.empty() && platforms.size() == 1 ? platforms.front().first : key})
+                if (const auto given = what.attestations.find(name); in.attestations.empty() && given != what.attestations.end())
+                    in.attestations = co_await read_attestations(given->second);
             attest(*state_, r ? r->definition() : llb::definition{}, in);
             cache_source cached;
             if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) {
@@ -326,6 +314,7 @@ public:
             epochs.push_back(get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
             for (const auto& epoch : epochs)
                 if (!epoch.empty() && !in.epoch) in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+            cached.client = client_of_caches(*state_);
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
@@ -359,7 +348,8 @@ private:
     async::task<job_result> dockerfile(std::map<std::string, std::string> attrs) {
         auto asked = frontend::parse_attrs(attrs);
         asked.build.build_platform = oci::host_platform();
-        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve));
+        convert_contexts(asked.build.named_contexts, state_->options.policies);
+        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve), check_of(state_, {}));
         const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
         const auto context = get(attrs, "context");
         const bool keep_git_dir =
@@ -389,19 +379,19 @@ private:
             out.metadata[cat("containerimage.config", suffix)] = converted.image_config;
             if (!converted.base_config.empty()) out.metadata[cat("containerimage.base.config", suffix)] = converted.base_config;
             if (converted.epoch) out.metadata[cat("source.date.epoch", suffix)] = cat(*converted.epoch);
-            out.refs[key] = define(std::move(converted.graph));
+            out.refs[key] = define(std::move(converted.graph), {});
         }
         out.metadata["refs.platforms"] = platforms_json(made);
         co_return out;
     }
 
-    /// From the client's directory, or from a remote context unless the client gives a directory for the Dockerfile alone.
+    /// From the client's directory, or a remote context unless the client gives a directory for the Dockerfile alone.
     async::task<frontend::request> read_definition(frontend::request request, std::map<std::string, std::string> attrs, build_gateway& gateway) {
         if (!request.remote_context || attrs.contains("dockerfilekey")) return frontend::read_sources(std::move(request), gateway);
         return read_remote(std::move(request), attrs.contains("filename"), get(attrs, "context"));
     }
     async::task<frontend::request> read_remote(frontend::request request, bool named, std::string context) {
-        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}};
+        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}, .check = check_of(state_, {})};
         const auto tree = co_await solve_context(state_->p, in, remote::redacted(context), state_->sink);
         build_request r;
         if (named) r.dockerfile = in.request.dockerfile_name;

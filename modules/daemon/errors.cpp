@@ -2,6 +2,7 @@ module;
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -80,16 +81,26 @@ std::string sentence(const error& e, const std::optional<build::job::failure>& w
 
 }  // namespace
 
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where) {
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, const std::vector<std::string>& denied) {
     rpc::status out{code_of(e.kind()), sentence(e, where), {}};
-    if (!where) return out;
+    if (!where && denied.empty()) return out;
     google::rpc::Status s;
     s.set_code(static_cast<int>(out.code));
     s.set_message(out.message);
-    json::object vertex;
-    vertex.set("digest", where->vertex.str());
-    for (const auto& from : where->sources) add_detail(s, "errdefs.Source", source_detail(from));
-    add_detail(s, "errdefs.Vertex", std::move(vertex));
+    if (!denied.empty()) {
+        json::object decision;
+        json::array messages;
+        for (const auto& text : denied) messages.emplace_back(json::object{{"message", text}});
+        decision.set("action", "DENY");
+        decision.set("denyMessages", json::value(std::move(messages)));
+        add_detail(s, "policysession.DecisionResponse", std::move(decision));
+    }
+    if (where) {
+        json::object vertex;
+        vertex.set("digest", where->vertex.str());
+        for (const auto& from : where->sources) add_detail(s, "errdefs.Source", source_detail(from));
+        add_detail(s, "errdefs.Vertex", std::move(vertex));
+    }
     out.details = s.SerializeAsString();
     return out;
 }

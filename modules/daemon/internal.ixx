@@ -25,6 +25,7 @@ import cobuild.async;
 import cobuild.build;
 import cobuild.config;
 import cobuild.filesync;
+import cobuild.policy;
 import cobuild.progress;
 import cobuild.registry;
 import cobuild.rpc;
@@ -79,6 +80,8 @@ private:
 
 /// A remote client as the engine knows clients.
 std::shared_ptr<::cobuild::session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool);
+/// Its blobs under one id; null when it serves none.
+std::shared_ptr<::cobuild::session::blob_store> make_blobs(std::shared_ptr<tunnel> t, std::string id);
 /// Its logins.
 std::shared_ptr<const registry::login> make_login(std::shared_ptr<tunnel> t);
 
@@ -124,8 +127,10 @@ struct build_state {
     /// What Return brought: a result, or a status.
     std::optional<build::job_result> returned;
     std::optional<rpc::status> refused;
-    async::event driven;    ///< set with either
-    async::event prepared;  ///< there is a job, or the build has ended
+    std::vector<std::string> images;  ///< descriptors of the images it made
+    std::vector<std::string> denied;  ///< why the client's policy verifier refused a source
+    async::event driven;              ///< set with either
+    async::event prepared;            ///< there is a job, or the build has ended
     bool ended = false;
     std::chrono::system_clock::time_point started = std::chrono::system_clock::now();
 };
@@ -204,19 +209,23 @@ struct world {
     world(options o, std::string worker);
 };
 
-/// A client's cache entries; those in its own directories are refused: the daemon's are none of its business.
+/// A client's cache entries. Those of type local are in stores of its session: the daemon's own directories are none of its business.
 template<class Entries>
 std::vector<build::cache_entry> cache_entries(const Entries& entries) {
     std::vector<build::cache_entry> out;
-    for (const auto& e : entries) {
-        if (e.type() == "local") throw error{errc::unsupported, "a cache of type local is not supported by the daemon yet; registry and inline are"};
-        out.push_back({e.type(), {e.attrs().begin(), e.attrs().end()}});
-    }
+    for (const auto& e : entries) out.push_back({e.type(), {e.attrs().begin(), e.attrs().end()}});
     return out;
 }
 
-/// The status of a failed build: its sentence, the step and the lines of the source it comes from.
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where);
+/// The status of a failed build: its sentence, the step and the lines of the source it comes from, and what a policy verifier said.
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, const std::vector<std::string>& denied = {});
+
+/// A serialized Policy; throws errc::invalid.
+policy::policy read_policy(const std::string& bytes);
+/// Asks the verifier of a client's session.
+build::source_verifier make_verifier(std::shared_ptr<world> w, const std::shared_ptr<build_state>& b, std::string session);
+/// A serialized ResolveSourceMetaRequest's answer; `verify`: the client's verifier is asked about the source.
+async::task<std::string> resolve_source_meta(std::shared_ptr<build_state> b, std::string request, bool verify);
 
 // ---------------------------------------------------------------- listening
 

@@ -20,6 +20,9 @@ namespace cobuild::exporter {
 /// image.cpp
 std::map<std::string, std::string> annotations_for(const image_options& options, annotated what, const std::optional<oci::platform>& platform);
 
+/// contents.cpp
+async::task<std::vector<attestation>> with_layers(stores s, std::vector<attestation> all, snapshot::chain root, std::vector<oci::descriptor> layers);
+
 std::map<digest, oci::descriptor> exported::blobs() const {
     std::map<digest, oci::descriptor> out;
     for (const auto* list : {&images, &attestations})
@@ -43,6 +46,7 @@ exported as_exported(image i) {
 namespace {
 
 constexpr std::string_view attestation_type = "application/vnd.docker.attestation.manifest.v1+json";
+constexpr std::string_view created_key = "org.opencontainers.image.created";
 constexpr std::string_view empty_type = "application/vnd.oci.empty.v1+json";
 
 oci::descriptor describe(std::string_view media_type, const content::stored& what) {
@@ -141,7 +145,7 @@ void write_index(content::store& content, exported& out, const image_options& op
     out.keep += std::move(stored.keep);
     std::string created;
     for (const auto& i : out.images) created = std::max(created, i.created);
-    if (options.oci_types && !created.empty()) out.layout_annotations["org.opencontainers.image.created"] = created;
+    if (options.oci_types && !created.empty()) out.layout_annotations[std::string(created_key)] = created;
 }
 
 }  // namespace
@@ -158,10 +162,16 @@ async::task<exported> write_images(stores s, std::vector<input> in, bool map, st
     exported out;
     // One after the other, each with every core: a layer that two platforms share is then made once, and has one time.
     for (const auto& i : in) out.images.push_back(co_await write_image(s, i, options, progress));
-    if (!index) co_return as_exported(std::move(out.images.front()));
+    if (!index) {
+        auto one = as_exported(std::move(out.images.front()));
+        if (const auto& created = one.images.front().created; options.oci_types && !created.empty())
+            one.layout_annotations[std::string(created_key)] = created;
+        co_return one;
+    }
     for (std::size_t i = 0; i < in.size(); ++i) {
         out.keep += out.images[i].keep;
         if (attested[i].empty()) continue;
+        attested[i] = co_await with_layers(s, std::move(attested[i]), in[i].root, out.images[i].layers);
         const auto subjects = subjects_of(out.images[i], in[i].platform, names);
         out.attestations.push_back(
             co_await s.pool.run([&] { return write_attestations(s.content, attested[i], out.images[i], subjects, options.oci_artifact); }));

@@ -78,7 +78,7 @@ provenance_options parse_provenance(const std::map<std::string, std::string>& pa
             out.filename = value;
         } else if (key == "capture-usage") {
             if (parse_bool(key, value)) throw error{errc::unsupported, "provenance: capture-usage is not supported yet"};
-        } else if (key != "disabled") {
+        } else if (key != "disabled" && key != "type") {  // newer buildx says the kind again
             static constexpr std::string_view known[] = {
                 "mode", "version", "inline-only", "reproducible", "builder-id", "complete-materials", "filename", "capture-usage"};
             const auto near = nearest(key, known);
@@ -266,7 +266,12 @@ attest_request parse_attests(const std::map<std::string, std::string>& attests, 
             throw error{errc::invalid, cat("unknown attestation type ", quoted(kind), " (provenance and sbom are known)")};
         const auto parameters = parse_parameters(kind, text);
         if (const auto off = parameters.find("disabled"); off != parameters.end() && parse_bool("disabled", off->second)) continue;
-        if (kind == "sbom") throw error{errc::unsupported, "the attestation sbom is not supported yet; leave out --sbom and --attest type=sbom"};
+        if (kind == "sbom") {
+            out.sbom = parameters;
+            out.sbom->erase("type");
+            out.sbom->emplace("generator", "docker/buildkit-syft-scanner:stable-1");
+            continue;
+        }
         out.provenance = parse_provenance(parameters, default_max);
     }
     return out;
