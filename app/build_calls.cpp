@@ -60,6 +60,13 @@ bool is_dockerfile(const build::build_request& r, const std::string& name) {
 
 }  // namespace
 
+std::string read_policy(const std::string& file) {
+    std::ifstream in(file, std::ios::binary);
+    std::string out{std::istreambuf_iterator<char>(in), {}};
+    if (!in) throw error{errc::not_found, cat("cannot read the source policy ", file, " (EXPERIMENTAL_BUILDKIT_SOURCE_POLICY)")};
+    return out;
+}
+
 std::optional<build_call> parse_call(const std::string& call, const std::string& print_llb) {
     if (!print_llb.empty()) {
         if (print_llb != "json" && print_llb != "dot") throw error{errc::invalid, cat("--print-llb=", print_llb, ": json and dot are known")};

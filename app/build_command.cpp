@@ -324,6 +324,8 @@ build::build_request make_request(build_flags& flags) {
         for (const auto name : split(list, ',')) r.allow.push_back(parse_entitlement(std::string(trim(name))));
     add_annotations(r, flags.annotations);
     if (flags.push && r.tags.empty()) throw error{errc::invalid, "--push needs a name to push to: add --tag"};
+    // buildx's own way to give one.
+    if (const char* file = std::getenv("EXPERIMENTAL_BUILDKIT_SOURCE_POLICY"); file != nullptr && *file != '\0') r.source_policy = read_policy(file);
     if (const char* epoch = std::getenv("SOURCE_DATE_EPOCH"); epoch != nullptr && *epoch != '\0' && !r.build_args.contains("SOURCE_DATE_EPOCH"))
         r.build_args["SOURCE_DATE_EPOCH"] = epoch;
     return r;

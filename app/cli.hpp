@@ -44,6 +44,8 @@ std::optional<build_call> parse_call(const std::string& call, const std::string&
 /// Asks and prints the answer on standard output. The exit code is the answer's status, unless that is ignored.
 async::task<int> run_call(std::shared_ptr<build::engine> engine, build::build_request request, build_call call,
                           std::shared_ptr<progress_display> display, async::cancel_token stop);
+/// The text of a source policy's file. Throws errc::not_found.
+std::string read_policy(const std::string& file);
 /// Prints the Dockerfile around every place that `e` names, marked. Returns what is left to say of it.
 error show_problem(const build::build_request& request, error e);
 

@@ -131,6 +131,9 @@ struct session_options {
     std::map<std::string, secret> secrets;
     std::map<std::string, std::string> ssh_agents;             ///< paths of sockets by id
     std::map<std::string, std::filesystem::path> oci_layouts;  ///< by store id ("oci:NAME", "local:DIR"); read only
+    /// Layout directories that the daemon may write blobs to, and read them from, by store id ("local:DIR", "export"); made
+    /// when the first blob comes. Their index.json is the client's to write: note_in_layout().
+    std::map<std::string, std::filesystem::path> stores;
     std::map<int, target> targets;
     std::map<std::string, std::string> uploads;  ///< contents by url path (Upload/Pull)
     /// The login for a registry's host, or nothing; may be empty.
@@ -156,6 +159,15 @@ private:
     struct state;
     std::shared_ptr<state> state_;
 };
+
+/// A name in a layout: a tag, or an image's full name.
+struct layout_name {
+    std::string name;
+    bool image = false;
+};
+/// Names a manifest (its descriptor, JSON) in a layout's index.json; others of these names go. With `reset` also the blobs that
+/// no entry needs. Blocks.
+void note_in_layout(const std::filesystem::path& directory, const std::string& descriptor, const std::vector<layout_name>& names, bool reset);
 
 // ---------------------------------------------------------------- building
 

@@ -149,6 +149,7 @@ struct tree {
     snapshot::chain root;
     std::optional<std::int64_t> epoch;  ///< time of every file
     std::vector<extra_file> extra{};
+    std::string platform{};  ///< for people: "linux/amd64"
 };
 tree as_tree(const input& in);
 /// What the attestations of `in` are as files: BuildKit's names with `prefix` before and `suffix` before the extension, the

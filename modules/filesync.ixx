@@ -70,7 +70,8 @@ struct tree {
     /// `include`.
     std::vector<std::string> follow;
     /// Sends the tree as a directory of this name (no '/'); absolute links are put below it, as BuildKit does. Empty:
-    /// the tree's entries themselves, and it must be the only tree.
+    /// the tree's entries themselves, and it must be the only name. Trees of one name are sent as one; a file (not a
+    /// directory) that two of them have is errc::exists. The first one should be the largest: the others' entries are kept in memory.
     std::string name;
     file_stat dir{.mode = go_mode::dir | 0755};  ///< of that directory; the path is not read
 };

@@ -22,6 +22,7 @@ struct resolve_request {
     std::string reference;   ///< normalised: docker.io/library/busybox:latest
     oci::platform platform;  ///< which member of an index
     resolve_mode mode = resolve_mode::standard;
+    std::string store{};   ///< of "oci-layout://NAME@DIGEST": the client's id of the layout; empty: NAME
     std::string log_name;  ///< the progress line: "[internal] load metadata for docker.io/library/busybox:latest"
 };
 

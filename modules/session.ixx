@@ -4,7 +4,9 @@
 /// kind for remote clients. Thread safety: calls on the engine's io thread; directories may be read from pool threads.
 /// Not its job: logins (registry asks for them through its own contract), exporting back to the client.
 module;
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -28,6 +30,22 @@ struct directory_request {
     bool metadata_is_no_difference = false;  ///< local.differ=none: every file is sent anew
 };
 
+/// Gets a blob's or file's bytes piece by piece, in their order.
+using piece_sink = std::function<async::task<void>(std::string piece)>;
+
+/// Blobs at the client by digest: an OCI layout that it lends, or a place that takes what is exported. What is read is not
+/// verified here. Calls may run at the same time.
+class blob_store {
+public:
+    virtual ~blob_store() = default;
+    /// Bytes; empty: the client has no such blob (or lends no such store).
+    virtual async::task<std::optional<std::uint64_t>> size(digest which) = 0;
+    /// Throws errc::not_found.
+    virtual async::task<void> read(digest which, piece_sink to) = 0;
+    /// `next` gives the blob's pieces, an empty one at its end. One that is there already is not sent.
+    virtual async::task<void> write(digest which, std::uint64_t size, std::function<async::task<std::string>()> next) = 0;
+};
+
 class session {
 public:
     virtual ~session() = default;
@@ -40,6 +58,10 @@ public:
     virtual async::task<std::optional<std::string>> secret(std::string id) = 0;
     /// The path of an ssh agent's socket that the client lends under this id ("default"); empty: none.
     virtual async::task<std::optional<std::string>> ssh_agent(std::string id);
+    /// The blobs the client keeps under an id: "oci:NAME" (a layout), "local:DIR" (a cache), "export". Null: it lends none at all.
+    virtual std::shared_ptr<blob_store> blobs(std::string id);
+    /// What the client sends when it is asked for a path (a context from its standard input); false: it sends nothing so.
+    virtual async::task<bool> upload(std::string path, piece_sink to);
 };
 
 /// Where a local client keeps a secret: a file, or an environment variable of this process.

@@ -30,6 +30,7 @@ import cobuild.snapshot;
 import cobuild.oci;
 import cobuild.registry;
 import cobuild.progress;
+import cobuild.session;
 export import :http;
 export import :git;
 
@@ -111,5 +112,16 @@ struct imported_layout {
 /// by tag ("latest" also means the only image of a layout without names). Errors name the directory.
 async::task<imported_layout> import_layout(async::blocking_pool& pool, content::store& content, std::filesystem::path directory, std::string tag,
                                            std::optional<digest> wanted, oci::platform platform);
+
+/// The same from the blobs a client lends, but for the layers, which take_layers() brings when the image is to be pulled.
+async::task<imported_layout> import_store(async::blocking_pool& pool, content::store& content, std::shared_ptr<session::blob_store> from,
+                                          digest wanted, oci::platform platform);
+/// Those of an image that are not unpacked yet.
+async::task<state::pin> take_layers(async::blocking_pool& pool, content::store& content, snapshot::store& snapshots,
+                                    std::shared_ptr<session::blob_store> from, std::vector<oci::descriptor> layers, std::vector<digest> diff_ids);
+/// One blob, verified; what is here already is not read. Throws errc::not_found, errc::invalid for one of more bytes than
+/// `limit` (default 64 GiB), errc::corrupt.
+async::task<state::pin> take_blob(async::blocking_pool& pool, content::store& content, std::shared_ptr<session::blob_store> from, digest which,
+                                  std::optional<std::uint64_t> limit = {});
 
 }  // namespace cobuild::source

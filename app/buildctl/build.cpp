@@ -117,10 +117,16 @@ client::build_request make_request(const build_flags& f) {
         }
     for (const auto& o : f.outputs) {
         auto parsed = parse_output(o, ::isatty(1) != 0);
+        if (!parsed.layout.empty() && !r.lends.stores.emplace("export", stdfs::absolute(parsed.layout)).second)
+            throw error{errc::invalid, "only one --output may be a layout directory (tar=false)"};
         if (parsed.target) r.lends.targets.emplace(static_cast<int>(r.exporters.size()), std::move(*parsed.target));
         r.exporters.push_back(std::move(parsed.exporter));
     }
-    for (const auto& c : f.cache_exports) r.cache_exports.push_back(parse_cache_export(c));
+    for (const auto& c : f.cache_exports) {
+        auto entry = parse_cache_export(c);
+        if (entry.type == "local") r.lends.stores[cat("local:", entry.attrs["dest"])] = stdfs::absolute(entry.attrs["dest"]);
+        r.cache_exports.push_back(std::move(entry));
+    }
     for (const auto& c : f.cache_imports)
         for (auto& e : parse_cache_imports(c)) add_cache_import(r, std::move(e));
     if (!f.policy_file.empty()) r.source_policy = read_file(f.policy_file, "the source policy");
@@ -140,6 +146,27 @@ async::task<std::optional<client::login>> ask_docker(registry::credential_provid
     const auto found = co_await docker(std::move(host));
     if (!found) co_return std::nullopt;
     co_return client::login{found->username, found->secret};
+}
+
+/// The layouts that the build wrote blobs into get their index.json: caches by their tags, an image by its names.
+void note_layouts(const client::build_request& asked, const client::attributes& response) {
+    const auto cache = response.find("cache.manifest");
+    for (const auto& e : asked.cache_exports) {
+        if (e.type != "local" || cache == response.end()) continue;
+        const auto attr = [&e](const char* key, const char* otherwise) {
+            const auto at = e.attrs.find(key);
+            return at == e.attrs.end() || at->second.empty() ? std::string(otherwise) : at->second;
+        };
+        client::note_in_layout(stdfs::absolute(attr("dest", "")), cache->second, {{.name = attr("tag", "latest")}}, attr("reset", "") == "true");
+    }
+    const auto image = response.find("containerimage.descriptor");
+    const auto place = asked.lends.stores.find("export");
+    if (place == asked.lends.stores.end() || image == response.end()) return;
+    std::vector<client::layout_name> names;
+    if (const auto given = response.find("image.name"); given != response.end())
+        for (const auto n : split(given->second, ',')) names.push_back({.name = std::string(n), .image = true});
+    if (names.empty()) names.push_back({.name = "latest"});
+    client::note_in_layout(place->second, base64_decode(image->second).value_or("{}"), names, false);
 }
 
 /// What the exporters told, values that are base64 of a JSON object decoded, as BuildKit's client writes it.
@@ -201,6 +228,7 @@ async::task<int> build(context c, std::shared_ptr<build_flags> f) {
         if (!sink->file) throw error{errc::io, cat("cannot write ", f->trace)};
         sink->trace = app::make_rawjson(sink->file);
     }
+    const auto asked = request;
     std::exception_ptr failed;
     std::optional<rpc::status> why;
     client::build_result result;
@@ -213,6 +241,7 @@ async::task<int> build(context c, std::shared_ptr<build_flags> f) {
     if (!f->ref_file.empty()) app::write_whole(f->ref_file, ref);
     if (why) show_details(*why);
     if (failed) std::rethrow_exception(failed);
+    co_await c.pool.run([&] { note_layouts(asked, result.exporter_response); });
     if (!f->metadata_file.empty()) app::write_whole(f->metadata_file, metadata_json(result.exporter_response));
     if (question) print_answer(result.metadata);
     co_return 0;
@@ -231,7 +260,7 @@ void add_flags(CLI::App& c, build_flags& f) {
         ->type_name("NAME");
     list("--opt", f.options, "An option of the frontend: filename=..., target=..., build-arg:NAME=VALUE", "KEY=VALUE");
     c.add_flag("--no-cache", f.no_cache, "Run every step anew");
-    list("--export-cache", f.cache_exports, "Export the build cache: type=inline|registry[,ref=...,mode=min|max]", "CACHE");
+    list("--export-cache", f.cache_exports, "Export the build cache: type=inline|registry|local[,ref=...|dest=...,mode=min|max]", "CACHE");
     list("--import-cache", f.cache_imports, "Use a build cache: type=registry|local[,ref=...|src=...]", "CACHE");
     list("--secret", f.secrets, "A secret for the build", "id=ID[,src=FILE|,env=VAR]");
     list("--allow", f.allow, "Let steps have network.host, security.insecure or devices", "ENTITLEMENT");

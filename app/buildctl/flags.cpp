@@ -87,8 +87,14 @@ output parse_output(const std::string& text, bool stdout_is_terminal) {
         throw error{errc::invalid, cat("--output ", text, ": output=", attrs["output"], " is not supported, you meant dest=", attrs["output"], "?")};
     const auto dest = attrs.contains("dest") ? attrs["dest"] : std::string();
     const bool archive = type == "oci" || type == "docker";
-    if (archive && !truth(attrs["tar"], true)) throw error{errc::unsupported, cat("--output type=", type, ",tar=false is not supported yet")};
     if (archive && attrs["tar"].empty()) attrs.erase("tar");
+    if (archive && attrs.contains("tar") && !truth(attrs["tar"], true)) {
+        if (dest.empty()) throw error{errc::invalid, cat("output directory is required for ", type, " exporter with tar=false: add dest=")};
+        attrs.erase("dest");
+        out.exporter = {type, std::move(attrs)};
+        out.layout = dest;
+        return out;
+    }
     client::target where;
     if (type == "local") {
         if (dest.empty()) throw error{errc::invalid, "--output type=local: dest= is missing, output directory is required for local exporter"};
@@ -154,7 +160,7 @@ client::cache_entry parse_cache_export(const std::string& text) {
     attrs.try_emplace("mode", "min");
     if (type == "gha") add_github(attrs);
     if (type == "registry" && attrs["ref"].empty()) throw error{errc::invalid, "registry cache exporter requires ref"};
-    if (type == "local") throw error{errc::unsupported, "--export-cache type=local is not supported yet"};
+    if (type == "local" && attrs["dest"].empty()) throw error{errc::invalid, "local cache exporter requires dest"};
     return {type, std::move(attrs)};
 }
 

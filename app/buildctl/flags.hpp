@@ -18,9 +18,10 @@ namespace cobuild::buildctl {
 struct output {
     client::exporter exporter;
     std::optional<client::target> target;
+    std::string layout;  ///< of oci and docker with tar=false: the directory
 };
 /// As BuildKit's: local needs a directory; tar, oci and docker write a file or, without dest, standard output, which must
-/// then be no terminal.
+/// then be no terminal; with tar=false they need a directory.
 output parse_output(const std::string& text, bool stdout_is_terminal);
 /// KEY=VALUE each. "build-arg:NAME" alone takes the environment's value, or is left out; SOURCE_DATE_EPOCH is passed on.
 client::attributes parse_options(const std::vector<std::string>& items);

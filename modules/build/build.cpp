@@ -134,23 +134,24 @@ using caches = std::vector<std::shared_ptr<solver::remote_cache>>;
 async::task<std::pair<std::vector<frontend::result>, caches>> convert_and_import(parts& p, frontend::request request,
                                                                                  std::vector<oci::platform> platforms, ops::build_scope scope,
                                                                                  source::freshness how, std::vector<remotecache::import_options> from,
-                                                                                 std::shared_ptr<progress::sink> sink, const build_request& r) {
+                                                                                 std::shared_ptr<progress::sink> sink, const build_request& r,
+                                                                                 source_check check) {
     std::pair<std::vector<frontend::result>, caches> out;
     const auto platform = platforms.empty() ? oci::host_platform() : platforms.front();
     const auto convert_into = [](parts& all, frontend::request what, std::vector<oci::platform> wanted, const ops::build_scope& in,
                                  source::freshness fresh, std::shared_ptr<progress::sink> to, std::vector<frontend::result>& result,
-                                 const build_request& asked) -> async::task<void> {
+                                 const build_request& asked, source_check checked) -> async::task<void> {
         if (auto foreign = frontend::wanted_frontend(what))
             result = co_await convert_elsewhere(all, asked, std::move(what), in, std::move(*foreign), std::move(to));
         else
-            result = co_await convert_all(all, std::move(what), std::move(wanted), in, fresh, std::move(to));
+            result = co_await convert_all(all, std::move(what), std::move(wanted), in, fresh, std::move(to), std::move(checked));
     };
     const auto import_into = [](parts& all, std::vector<remotecache::import_options> entries, oci::platform wanted,
                                 std::shared_ptr<progress::sink> to, caches& result) -> async::task<void> {
         result = co_await import_caches(all, std::move(entries), wanted, std::move(to));
     };
     std::vector<async::task<void>> both;
-    both.push_back(convert_into(p, std::move(request), std::move(platforms), scope, how, sink, out.first, r));
+    both.push_back(convert_into(p, std::move(request), std::move(platforms), scope, how, sink, out.first, r, std::move(check)));
     if (!from.empty()) both.push_back(import_into(p, std::move(from), platform, sink, out.second));
     co_await async::when_all(std::move(both));
     co_return out;
@@ -175,6 +176,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     auto names = normalized_names(r.tags);
     const auto platforms = asked_platforms(r.platforms);
     const auto attested = exporter::parse_attests(attests_of(r), false);
+    if (attested.sbom) throw error{errc::unsupported, "the attestation sbom is not supported yet; leave out --sbom and --attest type=sbom"};
     auto cache_to = parse_cache_to(r.cache_to);
     auto cache_from = parse_cache_from(r.cache_from);
     if (!cache_to.empty() && platforms.size() > 1)
@@ -187,7 +189,7 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
     if (!p.settings.frontend.dockerfile_enabled.value_or(true) && !frontend::wanted_frontend(request))
         throw error{errc::permission, "the frontend dockerfile.v0 is switched off by the configuration"};
     const auto [converted, imported] =
-        co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting, r);
+        co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting, r, inputs.check);
     auto allowed = r.allow;
     if (r.network == "host") allowed.emplace_back("network.host");
     const auto report = cache_to.empty() ? nullptr : std::make_shared<std::vector<solver::solved>>();
@@ -229,7 +231,7 @@ async::task<answer> run_ask(parts& p, build_request r, question what, std::share
     const auto platforms = asked_platforms(r.platforms);
     if (what == question::graph) {
         answer out;
-        for (const auto& c : co_await convert_all(p, std::move(request), platforms, inputs.scope, freshness_of(r), sink)) {
+        for (const auto& c : co_await convert_all(p, std::move(request), platforms, inputs.scope, freshness_of(r), sink, inputs.check)) {
             out.text += llb::to_dot(c.graph);
             out.json += llb::to_json(c.graph);
         }
@@ -237,7 +239,7 @@ async::task<answer> run_ask(parts& p, build_request r, question what, std::share
     }
     if (!platforms.empty()) request.target_platform = platforms.front();
     request.emulated = co_await emulated_for(p, request, platforms);
-    build_gateway gateway(p, inputs.scope, sink, freshness_of(r));
+    build_gateway gateway(p, inputs.scope, sink, freshness_of(r), inputs.check);
     auto found = what == question::check     ? co_await frontend::check(std::move(request), gateway)
                  : what == question::outline ? co_await frontend::show_outline(std::move(request), gateway)
                                              : frontend::show_targets(request);

@@ -57,7 +57,8 @@ constexpr std::string_view created_at = "buildkit/createdat";  // as the exporte
 constexpr std::string_view pulled_variant = "pulled";
 
 /// Brings a chain of layers of a cache; what is here already is not fetched.
-async::task<solver::result> load_chain(parts& p, remotecache::import_options from, std::vector<remotecache::layer> chain, progress::writer w) {
+async::task<solver::result> load_chain(parts& p, remotecache::import_options from, std::shared_ptr<session::blob_store> blobs,
+                                       std::vector<remotecache::layer> chain, progress::writer w) {
     source::resolved_image image;
     const bool local = from.kind == remotecache::kind::local;
     image.reference = oci::reference::parse(local ? "local.invalid/cache" : from.ref);
@@ -67,7 +68,10 @@ async::task<solver::result> load_chain(parts& p, remotecache::import_options fro
         source::blob_origin origin{.variant = l.variant, .annotations = {}};
         if (!l.created.empty()) origin.annotations.emplace(created_at, l.created);
         image.origins.push_back(std::move(origin));
-        if (local && !co_await p.snapshots->find_by_diff_id(l.diff_id))
+        if (!local || co_await p.snapshots->find_by_diff_id(l.diff_id)) continue;
+        if (blobs)
+            image.keep += co_await source::take_blob(p.runtime.pool(), *p.content, blobs, l.blob.digest);
+        else
             image.keep += co_await p.runtime.pool().run([&] { return remotecache::take_blob(*p.content, from.directory, l.blob); });
     }
     const auto keep = image.keep;
@@ -105,18 +109,49 @@ async::task<remotecache::document> read_local(parts& p, remotecache::import_opti
     });
 }
 
+/// A client's store: always by digest, since the client knows what its directory's tags mean.
+async::task<remotecache::document> read_lent(parts& p, remotecache::import_options from, std::shared_ptr<session::blob_store> blobs) {
+    if (!from.digest) throw error{errc::invalid, "local cache importer requires explicit digest"};
+    static constexpr std::uint64_t limit = std::uint64_t{8} << 20;
+    const auto read = [](parts& with, std::shared_ptr<session::blob_store> store, digest which) -> async::task<std::string> {
+        const auto keep = co_await source::take_blob(with.runtime.pool(), *with.content, store, which, limit);
+        co_return co_await with.runtime.pool().run([&with, which] { return with.content->read_all(which, limit); });
+    };
+    const auto top = co_await read(p, blobs, *from.digest);
+    const auto cache = remotecache::find_config(oci::sniff_media_type(top), top);
+    if (!cache) throw error{errc::not_found, cat("what ", from.name(), " has under ", from.digest->str(), " is no cache")};
+    co_return remotecache::decode(co_await read(p, blobs, cache->config.digest), cache->blobs);
+}
+
+/// Where a cache of type local is: null in a directory here, for which there is no client.
+std::shared_ptr<session::blob_store> store_of(const std::shared_ptr<session::session>& client, bool local, const std::string& directory) {
+    if (!client || !local) return nullptr;
+    auto out = client->blobs(cat("local:", directory));
+    if (!out) throw error{errc::invalid, cat("the cache local:", directory, " is in the client's directories, and the client lends none")};
+    return out;
+}
+
+async::task<remotecache::document> read_cache(parts& p, remotecache::import_options from, std::shared_ptr<session::blob_store> blobs,
+                                              oci::platform platform) {
+    if (blobs) return read_lent(p, std::move(from), std::move(blobs));
+    if (from.kind == remotecache::kind::local) return read_local(p, std::move(from));
+    return read_registry(p, from.ref, std::move(platform));
+}
+
 /// One cache into its place; a failure leaves it empty.
 async::task<void> import_one(parts& p, remotecache::import_options from, oci::platform platform, std::shared_ptr<progress::sink> sink,
-                             std::shared_ptr<solver::remote_cache>& out) {
+                             std::shared_ptr<session::session> client, std::shared_ptr<solver::remote_cache>& out) {
     const auto name = cat("importing cache manifest from ", from.name());
     progress::writer w(std::move(sink), {.id = progress::internal_id("import", cat(from.name(), from.tag)), .name = name});
     w.started();
     std::exception_ptr failed;
     try {
-        auto document = from.kind == remotecache::kind::local ? co_await read_local(p, from) : co_await read_registry(p, from.ref, platform);
-        out = std::make_shared<remotecache::imported>(std::move(document), [&p, from](std::vector<remotecache::layer> chain, progress::writer to) {
-            return load_chain(p, from, std::move(chain), std::move(to));
-        });
+        const auto blobs = store_of(client, from.kind == remotecache::kind::local, from.directory);
+        auto document = co_await read_cache(p, from, blobs, platform);
+        out = std::make_shared<remotecache::imported>(std::move(document),
+                                                      [&p, from, blobs](std::vector<remotecache::layer> chain, progress::writer to) {
+                                                          return load_chain(p, from, blobs, std::move(chain), std::move(to));
+                                                      });
     } catch (...) {
         failed = std::current_exception();
     }
@@ -135,10 +170,11 @@ async::task<void> import_one(parts& p, remotecache::import_options from, oci::pl
 }  // namespace
 
 async::task<std::vector<std::shared_ptr<solver::remote_cache>>> import_caches(parts& p, std::vector<remotecache::import_options> from,
-                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink) {
+                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink,
+                                                                              std::shared_ptr<session::session> client) {
     std::vector<std::shared_ptr<solver::remote_cache>> out(from.size());
     std::vector<async::task<void>> work;
-    for (std::size_t i = 0; i < from.size(); ++i) work.push_back(import_one(p, std::move(from[i]), platform, sink, out[i]));
+    for (std::size_t i = 0; i < from.size(); ++i) work.push_back(import_one(p, std::move(from[i]), platform, sink, client, out[i]));
     co_await async::when_all(std::move(work));
     std::erase(out, nullptr);
     co_return out;
@@ -310,6 +346,14 @@ async::task<std::optional<oci::descriptor>> export_one(parts& p, remotecache::ex
     auto line = w.begin(cat("writing to ", to.directory));
     auto blobs = image.layers;
     blobs.push_back(image.config);
+    if (const auto store = store_of(what.client, true, to.directory)) {
+        // The client writes its index itself, by the manifest that the response names.
+        image.keep += co_await p.runtime.pool().run([&] { return p.content->put(image.manifest_bytes).keep; });
+        blobs.push_back(target);
+        for (const auto& b : blobs) co_await send_blob(p, store, b.digest, b.size);
+        line.done();
+        co_return target;
+    }
     co_await p.runtime.pool().run(
         [&] { return remotecache::write_layout(*p.content, to.directory, to.tag, target, image.manifest_bytes, blobs, to.reset); });
     line.done();

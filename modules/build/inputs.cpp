@@ -25,6 +25,7 @@ import cobuild.archive;
 import cobuild.frontend;
 import cobuild.fs;
 import cobuild.llb;
+import cobuild.policy;
 import cobuild.remote;
 import :parts;
 
@@ -178,7 +179,9 @@ async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build
         meta.description[std::string(llb::custom_name)] = cat("[internal] load remote build context ", shown_name);
         last = g.add(o, std::move(meta));
     }
-    auto graph = ops::make_graph(llb::load(g.finish(*last)), *p.environment, in.scope);
+    auto definition = g.finish(*last);
+    if (in.check) definition = co_await check_sources(std::move(definition), in.check);
+    auto graph = ops::make_graph(llb::load(definition), *p.environment, in.scope);
     auto solved = co_await p.solver->solve(graph.vertices, {graph.result.value()}, std::move(sink), {});
     const auto value = co_await ops::as_chain_value(*p.environment, solved.at(0));
     co_return std::make_shared<snapshot::view>(co_await p.snapshots->view(value->chain));
@@ -241,6 +244,11 @@ async::task<void> show_dockerfile(parts& p, const build_request& r, session::loc
 
 async::task<build_inputs> open_inputs(parts& p, build_request r, std::shared_ptr<progress::sink> sink) {
     build_inputs in;
+    if (!r.source_policy.empty()) {
+        in.check = [rules = std::vector{policy::parse(r.source_policy)}](llb::source_op what, std::optional<llb::platform> platform) {
+            return check_source(rules, {}, std::move(what), std::move(platform));
+        };
+    }
     session::local_options session;
     if (r.context_stream >= 0) {
         auto received = co_await read_upload(p, r.context_stream);

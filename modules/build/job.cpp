@@ -74,32 +74,30 @@ void attest(const job_state& s, const llb::definition& graph, exporter::input& i
     in.attestations.push_back(exporter::make_provenance(*wanted.provenance, make_record(s.frontend, s.attrs, graph, *s.scope.found, s.started)));
 }
 
+/// Whose caches of type local are meant: a client's (one that lends nothing when it has no session), or this machine's (null).
+std::shared_ptr<session::session> client_of_caches(const job_state& s) { return s.options.local_caches_of_client ? s.scope.session : nullptr; }
+
+/// What the client's policies make of a source; `first` are those of one request.
+source_check check_of(const std::shared_ptr<job_state>& s, std::vector<policy::policy> first) {
+    first.insert(first.end(), s->options.policies.begin(), s->options.policies.end());
+    if (first.empty() && !s->options.verify) return {};
+    return [s, first](llb::source_op what, std::optional<llb::platform> platform) {
+        return check_source(first, s->options.verify, std::move(what), std::move(platform));
+    };
+}
+
 /// The caches named so far, each asked once.
 async::task<std::vector<std::shared_ptr<solver::remote_cache>>> imported_caches(std::shared_ptr<job_state> s) {
     if (s->cache_from.empty()) co_return std::vector<std::shared_ptr<solver::remote_cache>>{};
-    co_return co_await s->importing.run(s->cache_from.size(),
-                                        [s] { return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink); });
-}
-
-/// The place of the vertex that failed, for who shows its source.
-std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex) {
-    if (!vertex) return std::nullopt;
-    job::failure out{.vertex = *vertex};
-    for (const auto& op : graph.ops)
-        if (digest::of(op) == *vertex) out.op = op;
-    if (const auto meta = graph.metadata.find(*vertex); meta != graph.metadata.end()) out.description = meta->second.description;
-    if (!graph.source) return out;
-    const auto at = graph.source->locations.find(*vertex);
-    if (at == graph.source->locations.end()) return out;
-    for (const auto& l : at->second.list)
-        if (const auto index = static_cast<std::size_t>(l.source_index); index < graph.source->infos.size())
-            out.sources.push_back({graph.source->infos[index], l.ranges});
-    return out;
+    co_return co_await s->importing.run(s->cache_from.size(), [s] {
+        return import_caches(s->p, parse_cache_from(s->cache_from), oci::host_platform(), s->sink, client_of_caches(*s));
+    });
 }
 
 class job_ref final : public chain_ref, public std::enable_shared_from_this<job_ref> {
 public:
-    job_ref(std::shared_ptr<job_state> state, llb::definition what) : chain_ref(state->p), state_(std::move(state)), what_(std::move(what)) {}
+    job_ref(std::shared_ptr<job_state> state, llb::definition what, source_check check)
+        : chain_ref(state->p), state_(std::move(state)), what_(std::move(what)), check_(std::move(check)) {}
 
     [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
 
@@ -115,6 +113,7 @@ public:
 private:
     async::task<std::shared_ptr<ops::chain_value>> bring() {
         auto& p = state_->p;
+        if (check_) what_ = co_await check_sources(std::move(what_), check_);
         const auto loaded = llb::load(what_);
         check_entitlements(state_->options.allow, what_, loaded);
         auto scope = state_->scope;
@@ -152,6 +151,7 @@ private:
 
     std::shared_ptr<job_state> state_;
     llb::definition what_;
+    source_check check_;
     std::shared_ptr<ops::chain_value> value_;
     async::single_flight<int, std::shared_ptr<ops::chain_value>> once_;
 };
@@ -168,9 +168,9 @@ public:
         state_->attrs = state_->options.attrs;
     }
 
-    std::shared_ptr<ref> define(llb::definition what) override {
+    std::shared_ptr<ref> define(llb::definition what, std::vector<policy::policy> policies) override {
         if (what.ops.empty()) return nullptr;
-        return std::make_shared<job_ref>(state_, std::move(what));
+        return std::make_shared<job_ref>(state_, std::move(what), check_of(state_, std::move(policies)));
     }
 
     async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
@@ -206,6 +206,12 @@ public:
         state_->scope.hash_local = state_->scope.hash_local || !state_->cache_from.empty();
     }
 
+    async::task<llb::source_op> check_source(llb::source_op what, std::optional<llb::platform> platform, std::vector<policy::policy> policies,
+                                             bool verify) override {
+        policies.insert(policies.end(), state_->options.policies.begin(), state_->options.policies.end());
+        return build::check_source(std::move(policies), verify ? state_->options.verify : source_verifier{}, std::move(what), std::move(platform));
+    }
+
     async::task<gateway::image_config> resolve_image(gateway::resolve_request request) override {
         const auto gateway = std::make_shared<build_gateway>(state_->p, state_->scope, state_->sink, freshness_of(request.mode));
         co_return co_await gateway->resolve_image_config(std::move(request));
@@ -235,13 +241,17 @@ public:
         for (const auto& [key, r] : what.refs)
             if (r) all.push_back(r->evaluate());
         co_await async::when_all(std::move(all));
+        if (const auto wanted = exporter::parse_attests(exporter::attests_of(state_->attrs), true); wanted.sbom && !outputs.empty())
+            co_await add_sboms(what, *wanted.sbom,
+                               {.resolve = [this](gateway::resolve_request q) { return resolve_image(std::move(q)); },
+                                .define = [this](llb::definition d) { return define(std::move(d), {}); }});
         built made;
         std::vector<state::pin> keep;
         std::vector<cache_source> caches;
         const auto platforms = platforms_of_result(what.metadata);
+        apply_metadata(outputs, what.metadata);
         made.map = what.map;
         warn_of_platforms(what, platforms);
-        name_by_frontend(what, outputs);
         std::vector<std::string> order;
         for (const auto& [id, platform] : platforms)
             if (what.refs.contains(id)) order.push_back(id);
@@ -250,6 +260,11 @@ public:
         for (const auto& key : order) {
             const auto r = what.refs.at(key);
             auto in = input_of(what, key, platforms, outputs);
+            // A frontend that gives one ref names its platform in attestations all the same.
+            for (const auto& name : {key, key.empty() && platforms.size() == 1 ? platforms.front().first : key})
+                if (const auto given = what.attestations.find(name); in.attestations.empty() && given != what.attestations.end())
+                    in.attestations = co_await read_attestations(given->second);
+            attest(*state_, r ? r->definition() : llb::definition{}, in);
             cache_source cached;
             if (const auto mine = std::dynamic_pointer_cast<chain_ref>(r)) {
                 const auto value = co_await mine->value();
@@ -257,6 +272,7 @@ public:
                 keep.push_back(value->keep);
             }
             if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) cached = mine->cached;
+            cached.client = client_of_caches(*state_);
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
@@ -308,7 +324,6 @@ public:
 private:
     /// What the exporters get of one ref but its root.
     exporter::input input_of(const job_result& what, const std::string& key, const result_platforms& platforms, const std::vector<output>& outputs) {
-        const auto& r = what.refs.at(key);
         exporter::input in;
         in.config = get(what.metadata, key.empty() ? "containerimage.config" : cat("containerimage.config/", key));
         if (in.config.empty() && what.refs.size() == 1) in.config = get(what.metadata, "containerimage.config");
@@ -318,7 +333,6 @@ private:
         const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
         in.platform = known != platforms.end() ? known->second : platform_of_config(in.config);
         in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
-        attest(*state_, r ? r->definition() : llb::definition{}, in);
         // The build argument comes before what the frontend found.
         std::vector<std::string> epochs;
         for (const auto& o : outputs) epochs.push_back(get(o.attributes, "source-date-epoch"));
@@ -342,14 +356,6 @@ private:
         }
     }
 
-    /// An exporter's name "*" is the frontend's to fill in.
-    static void name_by_frontend(const job_result& what, std::vector<output>& outputs) {
-        const auto given = what.metadata.find("image.name");
-        for (auto& o : outputs)
-            if (const auto at = o.attributes.find("name"); at != o.attributes.end() && at->second == "*")
-                at->second = given == what.metadata.end() ? std::string() : given->second;
-    }
-
     static source::freshness freshness_of(gateway::resolve_mode mode) {
         return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
     }
@@ -357,7 +363,8 @@ private:
     async::task<job_result> dockerfile(std::map<std::string, std::string> attrs) {
         auto asked = frontend::parse_attrs(attrs);
         asked.build.build_platform = oci::host_platform();
-        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve));
+        convert_contexts(asked.build.named_contexts, state_->options.policies);
+        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve), check_of(state_, {}));
         const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
         const auto context = get(attrs, "context");
         const bool keep_git_dir =
@@ -393,19 +400,19 @@ private:
             out.metadata[cat("containerimage.config", suffix)] = converted.image_config;
             if (!converted.base_config.empty()) out.metadata[cat("containerimage.base.config", suffix)] = converted.base_config;
             if (converted.epoch) out.metadata[cat("source.date.epoch", suffix)] = cat(*converted.epoch);
-            out.refs[key] = define(std::move(converted.graph));
+            out.refs[key] = define(std::move(converted.graph), {});
         }
         out.metadata["refs.platforms"] = platforms_json(made);
         co_return out;
     }
 
-    /// From the client's directory, or from a remote context unless the client gives a directory for the Dockerfile alone.
+    /// From the client's directory, or a remote context unless the client gives a directory for the Dockerfile alone.
     async::task<frontend::request> read_definition(frontend::request request, std::map<std::string, std::string> attrs, build_gateway& gateway) {
         if (!request.remote_context || attrs.contains("dockerfilekey")) return frontend::read_sources(std::move(request), gateway);
         return read_remote(std::move(request), attrs.contains("filename"), get(attrs, "context"));
     }
     async::task<frontend::request> read_remote(frontend::request request, bool named, std::string context) {
-        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}};
+        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}, .check = check_of(state_, {})};
         const auto tree = co_await solve_context(state_->p, in, remote::redacted(context), state_->sink);
         build_request r;
         if (named) r.dockerfile = in.request.dockerfile_name;

@@ -27,6 +27,7 @@ import cobuild.fs;
 import cobuild.gateway;
 import cobuild.llb;
 import cobuild.oci;
+import cobuild.policy;
 import cobuild.progress;
 import cobuild.registry;
 import cobuild.session;
@@ -53,13 +54,33 @@ public:
     virtual async::task<file_entry> stat(std::string path) = 0;
 };
 
+/// What a frontend attests of a result: the file of a ref is the predicate, or (a bundle) every file of a directory is a
+/// statement as a whole.
+struct attested_ref {
+    bool bundle = false;
+    std::shared_ptr<build::ref> ref;
+    std::string path;
+    std::string predicate_type;  ///< of a bundle: what each of its files must have; empty: any
+    struct subject {
+        bool self = true;
+        std::string name;
+        std::vector<std::string> digests;
+    };
+    std::vector<subject> subjects;  ///< empty: the result itself
+    std::map<std::string, std::string> metadata;
+};
+
 /// What a frontend gives: one ref, or (a map) one for each platform; a null ref is an empty root. `metadata` as BuildKit
 /// names it: containerimage.config[/PLATFORM], refs.platforms, ...
 struct job_result {
     std::map<std::string, std::shared_ptr<ref>> refs;  ///< of a single one the key is empty
     bool map = false;
     std::map<std::string, std::string> metadata;
+    std::map<std::string, std::vector<attested_ref>> attestations;  ///< by the key of a ref
 };
+
+/// Decides about a source that the policies leave: another one to be used in its place, or nothing. Throws what refuses it.
+using source_verifier = std::function<async::task<std::optional<llb::source_op>>(llb::source_op what, std::optional<llb::platform> platform)>;
 
 struct job_options {
     std::string id;                                        ///< of the build, as its client named it
@@ -71,6 +92,9 @@ struct job_options {
     std::vector<cache_entry> cache_to;  ///< exported by finish()
     /// The frontend's attributes, when the client runs the frontend itself: what is to be attested stands among them.
     std::map<std::string, std::string> attrs;
+    std::vector<policy::policy> policies;  ///< asked about every source
+    source_verifier verify;                ///< asked after them, at most 10 times a source; none: all may be used
+    bool local_caches_of_client = false;   ///< caches of type local are in the client's stores, never in directories here
 };
 
 // ---------------------------------------------------------------- containers
@@ -138,8 +162,9 @@ using frontend_runner = std::function<async::task<job_result>(std::shared_ptr<jo
 class job {
 public:
     virtual ~job() = default;
-    /// A ref of what the definition's terminal names; null for an empty definition. Nothing runs yet.
-    virtual std::shared_ptr<ref> define(llb::definition what) = 0;
+    /// A ref of what the definition's terminal names; null for an empty definition. Nothing runs yet. `policies` are asked before
+    /// the job's.
+    virtual std::shared_ptr<ref> define(llb::definition what, std::vector<policy::policy> policies = {}) = 0;
     /// "dockerfile.v0" (also by the name gateway.v0 with that source) with BuildKit's attributes; sub-requests are answered in
     /// the metadata. "gateway.v0" with another source, and a Dockerfile whose syntax directive names another image, go to the
     /// engine's frontend_runner. Throws errc::unsupported for any other frontend, errc::permission for one that is switched off.
@@ -148,6 +173,9 @@ public:
     /// Caches that are looked into from now on, as --cache-from names them; one that cannot be had is a warning.
     virtual void import_caches(std::vector<cache_entry> from) = 0;
     virtual async::task<gateway::image_config> resolve_image(gateway::resolve_request request) = 0;
+    /// What the policies, and with `verify` the verifier too, make of a source; `platform` is of an image.
+    virtual async::task<llb::source_op> check_source(llb::source_op what, std::optional<llb::platform> platform, std::vector<policy::policy> policies,
+                                                     bool verify) = 0;
     /// What a git or http source is now; `name` is what progress shows.
     struct source_facts {
         std::string checksum, commit, ref, filename, commit_object, tag_object;  ///< see ops::source_facts

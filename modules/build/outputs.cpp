@@ -16,6 +16,7 @@ module;
 module cobuild.build;
 
 import cobuild.fs;
+import cobuild.json;
 import :parts;
 
 namespace cobuild::build {
@@ -69,6 +70,7 @@ private:
     static async::task<void> nothing() { co_return; }
 
     static void no_more(const output& o) {
+        if (o.lenient) return;
         for (const auto& [key, value] : o.attributes)
             throw error{errc::unsupported, cat("--output type=", o.type, ": the attribute ", quoted(key), " is not supported yet")};
     }
@@ -79,10 +81,26 @@ private:
         return out;
     }
 
-    async::task<exporter::exported> write(exporter::image_options options, progress::writer w, std::vector<std::string> names, build_result& result) {
+    /// The image configs that an output brings itself ("containerimage.config[/PLATFORM]") in the place of the frontend's.
+    static std::map<std::string, std::string> take_configs(output& o) {
+        static constexpr std::string_view name = "containerimage.config";
+        std::map<std::string, std::string> out;
+        if (!o.lenient) return out;
+        for (const auto& [key, value] : o.attributes)
+            if (key == name || key.starts_with(cat(name, "/"))) out[key == name ? "" : key.substr(name.size() + 1)] = value;
+        for (const auto& [platform, config] : out) check_image_config(config);
+        return out;
+    }
+
+    async::task<exporter::exported> write(exporter::image_options options, progress::writer w, std::vector<std::string> names,
+                                          std::map<std::string, std::string> configs, bool map, build_result& result) {
         std::vector<exporter::input> in;
-        for (const auto& one : what_.list) in.push_back(one.in);
-        auto out = co_await exporter::write_images(parts_.stores(), std::move(in), what_.map, std::move(names), std::move(options), w);
+        for (const auto& one : what_.list) {
+            in.push_back(one.in);
+            for (const auto& key : {std::string(), one.platform})
+                if (const auto own = configs.find(key); own != configs.end()) in.back().config = own->second;
+        }
+        auto out = co_await exporter::write_images(parts_.stores(), std::move(in), map, std::move(names), std::move(options), w);
         result.image_digest = out.top.digest.str();
         result.config_digest = out.is_index() ? result.image_digest : out.images.front().config.digest.str();
         result.size = out.size;
@@ -127,15 +145,17 @@ private:
         const auto how = take_manner(o);
         if (how.push && names.empty()) throw error{errc::invalid, cat("--output type=", o.type, " with push needs a name: add --tag or name=")};
         auto options = exporter::take_image_options(o.attributes);
+        const auto configs = take_configs(o);
         // What is built here is unpacked already, so there is nothing else to do for it.
         const bool unpack = exporter::take_flag(o.attributes, "unpack").value_or(false);
         if (unpack && options.rewrite_timestamps)
             throw error{errc::invalid, cat("--output type=", o.type, ": rewrite-timestamp and unpack do not go together")};
         no_more(o);
         co_await shown<int>(sink_, "export", "exporting to image", [&](progress::writer w) -> async::task<int> {
-            auto made = co_await write(options, w, names, result);
+            auto made = co_await write(options, w, names, configs, what_.map, result);
             const auto stored = stored_names(how, names, made.top.digest);
             describe_image(made, stored, result.exporter_response);
+            result.images.push_back(json::serialize(oci::to_json(made.top)));
             if (how.store && what_.keep) co_await keep_image(parts_, made, what_, stored);
             for (const auto& n : stored) w.begin(cat("naming to ", n)).done();
             auto pushing = how.pushing;
@@ -151,20 +171,24 @@ private:
         if (docker && what_.list.size() > 1)
             throw error{errc::unsupported, cat("--output type=docker holds an image of one platform, and this result has ", platforms(),
                                                ": use type=oci, or build one of them")};
-        if (docker) what_.map = false;
         exporter::destination to{.fd = o.fd, .path = exporter::take_text(o.attributes, "dest").value_or("")};
         const bool tar = exporter::take_flag(o.attributes, "tar").value_or(true);
-        if (!tar && to.path.empty())
+        if (!tar && to.path.empty() && !o.blobs)
             throw error{errc::invalid, cat("--output type=", o.type, ",tar=false: dest= is missing, the directory to write to")};
         o.attributes.try_emplace("attestation-inline", "false");
         auto options = exporter::take_image_options(o.attributes);
+        const auto configs = take_configs(o);
+        if (!docker && !options.oci_types && !o.lenient)
+            throw error{errc::invalid, "--output type=oci has OCI's media types: leave out oci-mediatypes=false"};
         no_more(o);
         const auto title = docker ? "exporting to docker image format" : "exporting to oci image format";
         co_await shown<int>(sink_, cat("export", to.path, to.fd), title, [&](progress::writer w) -> async::task<int> {
-            auto made = co_await write(options, w, names, result);
+            auto made = co_await write(options, w, names, configs, what_.map && !docker, result);
             describe_image(made, names, result.exporter_response);
             const auto kind = docker ? exporter::archive_kind::docker : exporter::archive_kind::oci;
-            if (!tar)
+            if (!tar && o.blobs)
+                co_await send_image(parts_, made, o.blobs, w);
+            else if (!tar)
                 co_await exporter::write_layout(parts_.stores(), made, names, to.path, w);
             else if (to.fd < 0 && to.path.empty())
                 co_await load_into_docker(parts_, made, names, w);
@@ -179,6 +203,7 @@ private:
         std::vector<exporter::tree> out;
         for (const auto& one : what_.list) {
             auto t = exporter::as_tree(one.in);
+            t.platform = one.platform;
             if (how.split) t.name = path_of(one.platform);
             const auto suffix = what_.map && !how.split ? path_of(one.platform) : "";
             t.extra = co_await exporter::attestation_files(parts_.stores(), one.in, how.prefix, suffix);

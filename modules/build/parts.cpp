@@ -202,20 +202,53 @@ async::task<void> parts::close() {
 
 // ---------------------------------------------------------------- gateway
 
-/// An image of a layout directory is taken over into the content store, which then has what its digest names.
+/// The image that the policies put in the place of this one.
+async::task<std::string> build_gateway::checked(std::string reference, oci::platform platform) {
+    static constexpr std::string_view image = "docker-image://";
+    const llb::platform p{platform.architecture, platform.os, platform.variant, platform.os_version, platform.os_features};
+    const auto found = co_await check_({cat(image, reference), {}}, p);
+    if (!found.identifier.starts_with(image))
+        throw error{errc::unsupported, cat("the source policy puts ", found.identifier, " in the place of the image ", reference,
+                                           ", and only another image is supported there yet")};
+    co_return found.identifier.substr(image.size());
+}
+
+/// What a session lends is taken over into the content store, but for the layers, which nobody may want.
+async::task<source::resolved_image> build_gateway::lent_image(std::string store, digest wanted, oci::platform platform, progress::writer shown) {
+    const auto blobs = session_ ? session_->blobs(cat("oci:", store)) : nullptr;
+    if (!blobs) throw error{errc::not_found, cat("the client offers no OCI layout named ", store)};
+    const auto taken = co_await source::import_store(parts_.runtime.pool(), *parts_.content, blobs, wanted, platform);
+    const auto name = oci::reference::parse("oci-layout.invalid/image").with_digest(taken.top.digest);
+    co_return co_await parts_.images->resolve(name, platform, source::freshness::never, shown);
+}
+
+/// An image of a layout is taken over into the content store, which then has what its digest names.
 async::task<source::resolved_image> build_gateway::resolve(gateway::resolve_request& request, progress::writer shown) {
     static constexpr std::string_view scheme = "oci-layout://";
     const auto platform = oci::normalize(request.platform);
     if (!request.reference.starts_with(scheme)) {
+        if (check_) request.reference = co_await checked(request.reference, platform);
         auto ref = oci::reference::parse(request.reference);
         if (const auto known = known_.find(ref.str()); known != known_.end()) ref = ref.with_digest(known->second);
         auto found = co_await parts_.images->resolve(ref, platform, how_, shown, who_);
         known_.emplace(request.reference, found.target.digest);
         co_return found;
     }
-    const auto name = oci::reference::parse(cat("oci-layout.invalid/", request.reference.substr(scheme.size())));
+    const auto text = request.reference.substr(scheme.size());
+    if (!request.store.empty()) {
+        const auto at = text.find('@');
+        const auto wanted = at == std::string::npos ? std::nullopt : digest::try_parse(text.substr(at + 1));
+        if (!wanted) throw error{errc::invalid, cat("the OCI layout reference ", text, " has no digest")};
+        request.reference = text;
+        co_return co_await lent_image(request.store, *wanted, platform, shown);
+    }
+    const auto name = oci::reference::parse(cat("oci-layout.invalid/", text));
     const auto directory = layouts_.find(name.path());
-    if (directory == layouts_.end()) throw error{errc::not_found, cat("there is no OCI layout named ", name.path())};
+    if (directory == layouts_.end()) {
+        if (!name.digest()) throw error{errc::invalid, cat("the OCI layout reference ", text, " has no digest")};
+        request.reference = name.name();
+        co_return co_await lent_image(name.path(), *name.digest(), platform, shown);
+    }
     const auto tag = name.tag().empty() ? "latest" : name.tag();
     const auto taken = co_await source::import_layout(parts_.runtime.pool(), *parts_.content, directory->second, tag, name.digest(), platform);
     request.reference = name.name();

@@ -30,6 +30,7 @@ import cobuild.gateway;
 import cobuild.llb;
 import cobuild.oci;
 import cobuild.ops;
+import cobuild.policy;
 import cobuild.process;
 import cobuild.progress;
 import cobuild.registry;
@@ -87,22 +88,35 @@ struct parts {
     exporter::stores stores();
 };
 
+/// What policies make of a source; empty: nothing.
+using source_check = std::function<async::task<llb::source_op>(llb::source_op what, std::optional<llb::platform> platform)>;
+/// The definition with every source checked, several at a time; unchanged where nothing is to be changed.
+async::task<llb::definition> check_sources(llb::definition what, source_check check);
+/// Named contexts whose image the policies put something else in place of: that something, as a context.
+void convert_contexts(std::map<std::string, std::string>& named, const std::vector<policy::policy>& policies);
+/// The policies one after the other, then the verifier.
+async::task<llb::source_op> check_source(std::vector<policy::policy> policies, source_verifier verify, llb::source_op what,
+                                         std::optional<llb::platform> platform);
+
 /// What the frontend asks of the engine during one build.
 class build_gateway final : public gateway::frontend_gateway {
 public:
-    build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how)
-        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how) {}
+    build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how, source_check check = {})
+        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how), check_(std::move(check)) {}
     async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
     async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
 
 private:
     async::task<source::resolved_image> resolve(gateway::resolve_request& request, progress::writer shown);
+    async::task<std::string> checked(std::string reference, oci::platform platform);
+    async::task<source::resolved_image> lent_image(std::string store, digest wanted, oci::platform platform, progress::writer shown);
     parts& parts_;
     std::shared_ptr<session::session> session_;
     std::map<std::string, std::filesystem::path> layouts_;
     std::shared_ptr<const registry::login> who_;
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
+    source_check check_;
     std::map<std::string, digest> known_;  ///< what tags mean: asked once, however many platforms are built
 };
 
@@ -132,6 +146,7 @@ struct build_inputs {
     frontend::request request;  ///< contexts and Dockerfile only; an ignore file where there is one
     ops::build_scope scope;
     std::shared_ptr<void> keep;  ///< an archive that was received
+    source_check check{};        ///< asked about every source
 };
 
 /// What a build came to: one root, or (a map) one for each platform.
@@ -192,7 +207,8 @@ async::task<std::vector<oci::platform>> emulated_platforms(parts& p, bool needed
 async::task<std::vector<oci::platform>> emulated_for(parts& p, const frontend::request& request, const std::vector<oci::platform>& platforms);
 /// A conversion for each platform (none: this machine's), in their order; what they warn of is shown once.
 async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::request request, std::vector<oci::platform> platforms,
-                                                       const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink);
+                                                       const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink,
+                                                       source_check check = {});
 /// What was solved, for who looks at it again; `target` is the first platform's.
 struct solved_graph {
     solver::graph vertices;
@@ -234,8 +250,10 @@ async::task<void> load_into_docker(parts& p, exporter::exported image, std::vect
 std::vector<remotecache::export_options> parse_cache_to(const std::vector<cache_entry>& entries);
 std::vector<remotecache::import_options> parse_cache_from(const std::vector<cache_entry>& entries);
 /// What is there of them; one that cannot be had is a warning. Layers are fetched when a result is needed.
+/// `client`: caches of type local are in its stores; none: in directories here.
 async::task<std::vector<std::shared_ptr<solver::remote_cache>>> import_caches(parts& p, std::vector<remotecache::import_options> from,
-                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink);
+                                                                              oci::platform platform, std::shared_ptr<progress::sink> sink,
+                                                                              std::shared_ptr<session::session> client = {});
 /// What a cache export is made of.
 struct cache_source {
     std::shared_ptr<std::vector<solver::solved>> report;
@@ -243,7 +261,27 @@ struct cache_source {
     std::optional<solver::edge> target;
     exporter::input in;                              ///< the exported image's
     std::map<std::string, std::string> compression;  ///< attributes of the image's exporter, for exports that name none
+    std::shared_ptr<session::session> client{};      ///< as import_caches() has it
 };
+/// The place of the vertex that failed, for who shows its source.
+std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex);
+/// Throws errc::invalid for a config that no image can have.
+void check_image_config(const std::string& config);
+/// What a frontend's metadata means for the exporters: annotations, and the names behind "name=*".
+void apply_metadata(std::vector<output>& outputs, const std::map<std::string, std::string>& metadata);
+/// Copies an image, with all that it is made of, to a client's store.
+async::task<void> send_image(parts& p, exporter::exported image, std::shared_ptr<session::blob_store> to, progress::writer progress);
+/// A blob of the content store.
+async::task<void> send_blob(parts& p, std::shared_ptr<session::blob_store> to, digest which, std::uint64_t size);
+/// What a scan is made with.
+struct scan_tools {
+    std::function<async::task<gateway::image_config>(gateway::resolve_request)> resolve;
+    std::function<std::shared_ptr<ref>(llb::definition)> define;
+};
+/// A scan of every ref, with the parameters of attest:sbom, unless the frontend gave a list of contents itself.
+async::task<void> add_sboms(job_result& what, std::map<std::string, std::string> parameters, scan_tools tools);
+/// The attestations that a frontend gave, read.
+async::task<std::vector<exporter::attestation>> read_attestations(std::vector<attested_ref> given);
 async::task<void> export_caches(parts& p, std::vector<remotecache::export_options> to, cache_source what, std::shared_ptr<progress::sink> sink,
                                 build_result& result);
 /// The image config with its inline cache.

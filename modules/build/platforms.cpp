@@ -72,9 +72,10 @@ const llb::definition& owner_of(const std::vector<frontend::result>& all, const 
 }  // namespace
 
 async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::request request, std::vector<oci::platform> platforms,
-                                                       const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink) {
+                                                       const ops::build_scope& scope, source::freshness how, std::shared_ptr<progress::sink> sink,
+                                                       source_check check) {
     const auto name = cat("[internal] load build definition from ", request.dockerfile_name);
-    build_gateway gateway(p, scope, sink, how);
+    build_gateway gateway(p, scope, sink, how, check);
     request.emulated = co_await emulated_for(p, request, platforms);
     request.multi_platform = request.multi_platform || platforms.size() > 1;
     std::vector<frontend::result> out;
@@ -83,6 +84,7 @@ async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::reque
         auto one = request;
         if (!platforms.empty()) one.target_platform = platforms[i];
         out.push_back(co_await frontend::convert(std::move(one), gateway));
+        if (check) out.back().graph = co_await check_sources(std::move(out.back().graph), check);
     }
     show_all_warnings(out, request.dockerfile, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
     co_return out;

@@ -1,7 +1,9 @@
-// What a frontend's result says of itself: platforms, and whether they are those that were asked for.
+// What a frontend's result says of itself beside its refs: platforms, and whether they are those that were asked for, names, annotations.
 module;
 #include <algorithm>
+#include <cstddef>
 #include <map>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -11,6 +13,8 @@ module;
 module cobuild.build;
 
 import cobuild.json;
+import cobuild.llb;
+import cobuild.oci;
 import :parts;
 
 namespace cobuild::build {
@@ -63,14 +67,22 @@ result_platforms platforms_of_result(const std::map<std::string, std::string>& m
     return out;
 }
 
+void check_image_config(const std::string& config) {
+    if (config.empty()) return;
+    const auto parsed = json::parse(config);
+    if (parsed.is_null()) throw error{errc::invalid, "invalid null image config for export"};
+    if (!parsed.is_object()) throw error{errc::invalid, "invalid image config for export: an object is expected"};
+    const auto* os = parsed.find("os");
+    const auto* architecture = parsed.find("architecture");
+    const auto empty = [](const json::value* v) { return v == nullptr || !v->is_string() || v->as_string().empty(); };
+    if (empty(os) != empty(architecture)) throw error{errc::invalid, "invalid image config: os and architecture must be specified together"};
+}
+
 oci::platform platform_of_config(const std::string& config) {
+    check_image_config(config);
     if (config.empty()) return oci::host_platform();
-    if (trim(config) == "null") throw error{errc::invalid, "invalid null image config for export"};
-    auto out = oci::parse_image(config).platform;
-    if (out.os.empty() && out.architecture.empty()) return oci::host_platform();
-    if (out.os.empty() || out.architecture.empty())
-        throw error{errc::invalid, "invalid image config: os and architecture must be specified together"};
-    return oci::normalize(out);
+    const auto out = oci::parse_image(config).platform;
+    return out.os.empty() ? oci::host_platform() : oci::normalize(out);
 }
 
 std::string platform_warning(const std::string& asked, bool map, const result_platforms& made) {
@@ -92,6 +104,36 @@ std::string platform_warning(const std::string& asked, bool map, const result_pl
     if (!map && wanted.size() > 1) return "Multiple platforms requested but result is not multi-platform";
     if (wanted != got) return cat("Requested platforms ", text_of(wanted), " do not match result platforms ", text_of(got));
     return {};
+}
+
+void apply_metadata(std::vector<output>& outputs, const std::map<std::string, std::string>& metadata) {
+    const auto name = metadata.find("image.name");
+    for (auto& o : outputs) {
+        if (o.type != "image" && o.type != "registry" && o.type != "oci" && o.type != "docker") continue;
+        if (const auto own = o.attributes.find("name"); own != o.attributes.end() && own->second == "*") {
+            if (name == metadata.end())
+                o.attributes.erase(own);
+            else
+                own->second = name->second;
+        }
+        for (const auto& [key, value] : metadata)
+            if (key.starts_with("annotation.") || key.starts_with("annotation-") || key.starts_with("annotation[")) o.attributes.emplace(key, value);
+    }
+}
+
+std::optional<job::failure> place_of(const llb::definition& graph, const std::optional<digest>& vertex) {
+    if (!vertex) return std::nullopt;
+    job::failure out{.vertex = *vertex};
+    for (const auto& op : graph.ops)
+        if (digest::of(op) == *vertex) out.op = op;
+    if (const auto meta = graph.metadata.find(*vertex); meta != graph.metadata.end()) out.description = meta->second.description;
+    if (!graph.source) return out;
+    const auto at = graph.source->locations.find(*vertex);
+    if (at == graph.source->locations.end()) return out;
+    for (const auto& l : at->second.list)
+        if (const auto index = static_cast<std::size_t>(l.source_index); index < graph.source->infos.size())
+            out.sources.push_back({graph.source->infos[index], l.ranges});
+    return out;
 }
 
 }  // namespace cobuild::build

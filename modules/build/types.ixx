@@ -6,6 +6,7 @@ module;
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -16,6 +17,7 @@ export module cobuild.build:types;
 
 import cobuild.base;
 import cobuild.async;
+import cobuild.session;
 
 export namespace cobuild::build {
 
@@ -39,6 +41,9 @@ struct output {
     int fd = -1;  ///< for oci, docker and tar: write here instead of attributes["dest"]; stays the caller's
     /// For local: gets the files instead of attributes["dest"]; the descriptors are open until it has ended.
     std::function<async::task<void>(std::vector<result_tree>)> receive;
+    /// For oci and docker with tar=false: gets the image's blobs instead of a layout in attributes["dest"].
+    std::shared_ptr<session::blob_store> blobs{};
+    bool lenient = false;  ///< attributes that are not known are passed over, as BuildKit does, instead of refused
 };
 
 /// One --cache-to or --cache-from: BuildKit's kinds by name (registry, local, inline) and their attributes; its CacheOptionsEntry.
@@ -88,6 +93,7 @@ struct build_request {
     std::optional<std::int64_t> source_date_epoch;
     std::vector<cache_entry> cache_from;  ///< looked into before a step runs; one that cannot be had is a warning
     std::vector<cache_entry> cache_to;    ///< written after the outputs
+    std::string source_policy;            ///< JSON of a source policy; empty: every source may be used
     bool push = false;                    ///< push every tag after the image was stored
     std::string name;                     ///< shown in progress, for example the context as the user typed it
 };
@@ -97,6 +103,7 @@ struct build_result {
     std::string config_digest;  ///< docker's image id
     std::uint64_t size = 0;     ///< of all layers as stored, in bytes
     std::vector<std::string> names;
+    std::vector<std::string> images;  ///< descriptors (JSON) of what the outputs that are images made, in the outputs' order
     std::map<std::string, std::string> exporter_response;  ///< BuildKit's keys, as --metadata-file holds them
     std::size_t steps = 0;
     std::size_t cached_steps = 0;

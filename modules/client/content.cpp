@@ -46,6 +46,7 @@ unique_fd open_blob(const std::filesystem::path& layout, const digest& d) {
 
 std::filesystem::path layout_of(const session_options& what, const rpc::metadata& m) {
     const auto id = rpc::value(m, "buildkit-attachable-store-id");
+    if (const auto written = what.stores.find(id); written != what.stores.end()) return written->second;
     const auto found = what.oci_layouts.find(id);
     if (found == what.oci_layouts.end()) throw error{errc::not_found, cat("this client has no OCI layout of the id ", quoted(id))};
     return found->second;

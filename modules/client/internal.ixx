@@ -68,6 +68,7 @@ async::task<rpc::status> serve_agent(lent what, call_ptr c);
 async::task<rpc::status> serve_upload(lent what, call_ptr c);
 async::task<rpc::status> serve_blob_info(lent what, async::blocking_pool& pool, call_ptr c);
 async::task<rpc::status> serve_blob(lent what, async::blocking_pool& pool, call_ptr c);
+async::task<rpc::status> serve_blob_write(lent what, async::blocking_pool& pool, call_ptr c);
 async::task<rpc::status> serve_directory(lent what, async::blocking_pool& pool, call_ptr c);
 async::task<rpc::status> serve_target(lent what, async::blocking_pool& pool, call_ptr c);
 

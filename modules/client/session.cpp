@@ -46,6 +46,7 @@ constexpr std::string_view pull = "/moby.upload.v1.Upload/Pull";
 constexpr std::string_view send_files = "/moby.filesync.v1.FileSync/DiffCopy";
 constexpr std::string_view take_files = "/moby.filesync.v1.FileSend/DiffCopy";
 constexpr std::string_view blob_info = "/containerd.services.content.v1.Content/Info";
+constexpr std::string_view blob_write = "/containerd.services.content.v1.Content/Write";
 constexpr std::string_view blob_read = "/containerd.services.content.v1.Content/Read";
 
 async::task<std::string> healthy(std::string) {
@@ -66,6 +67,7 @@ async::task<rpc::status> serve(lent what, async::blocking_pool& pool, call_ptr c
     if (m == take_files) return serve_target(what, pool, c);
     if (m == blob_info) return serve_blob_info(what, pool, c);
     if (m == blob_read) return serve_blob(what, pool, c);
+    if (m == blob_write) return serve_blob_write(what, pool, c);
     return [](call_ptr unknown) -> async::task<rpc::status> {
         co_return rpc::status{rpc::code::unimplemented, cat("this client does not serve ", unknown->method()), {}};
     }(c);
@@ -112,7 +114,8 @@ std::vector<std::string> session::methods() const {
     if (!o.ssh_agents.empty()) out.insert(out.end(), {std::string(check_agent), std::string(forward_agent)});
     if (!o.directories.empty()) out.emplace_back(send_files);
     if (!o.targets.empty()) out.emplace_back(take_files);
-    if (!o.oci_layouts.empty()) out.insert(out.end(), {std::string(blob_info), std::string(blob_read)});
+    if (!o.oci_layouts.empty() || !o.stores.empty()) out.insert(out.end(), {std::string(blob_info), std::string(blob_read)});
+    if (!o.stores.empty()) out.emplace_back(blob_write);
     if (!o.uploads.empty()) out.emplace_back(pull);
     return out;
 }

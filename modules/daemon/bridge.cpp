@@ -22,6 +22,7 @@ module cobuild.daemon;
 import cobuild.gateway;
 import cobuild.llb;
 import cobuild.oci;
+import cobuild.policy;
 import :internal;
 
 namespace cobuild::daemon {
@@ -57,11 +58,17 @@ wire::Ref wire_ref(bridge_state& b, const std::shared_ptr<build::ref>& r) {
     return out;
 }
 
+template<class Policies>
+std::vector<policy::policy> policies_of(const Policies& list) {
+    std::vector<policy::policy> out;
+    for (const auto& p : list) out.push_back(read_policy(p.SerializeAsString()));
+    return out;
+}
+
 // ---------------------------------------------------------------- solving
 
 async::task<std::string> solve_part(bridge_call c, std::string bytes) {
     auto r = parse<wire::SolveRequest>(bytes);
-    if (r.source_policies_size() > 0) throw error{errc::unsupported, "source policies are not supported yet"};
     c.b->job->import_caches(cache_entries(r.cache_imports()));
     build::job_result result;
     if (!r.frontend().empty()) {
@@ -70,7 +77,7 @@ async::task<std::string> solve_part(bridge_call c, std::string bytes) {
         result = co_await c.b->job->run_frontend(r.frontend(), {r.frontend_opt().begin(), r.frontend_opt().end()}, std::move(inputs));
     } else {
         auto definition = r.definition().empty() ? llb::definition{} : llb::unmarshal_definition(r.definition());
-        result.refs[""] = c.b->job->define(std::move(definition));
+        result.refs[""] = c.b->job->define(std::move(definition), policies_of(r.source_policies()));
     }
     if (r.evaluate()) {
         std::vector<async::task<void>> all;
@@ -96,6 +103,18 @@ async::task<std::string> solve_part(bridge_call c, std::string bytes) {
 
 std::shared_ptr<build::ref> returned_ref(const bridge_call& c, const std::string& id) { return id.empty() ? nullptr : find_ref(c, id); }
 
+build::attested_ref attested(const bridge_call& c, const wire::Attestation& a) {
+    build::attested_ref out;
+    out.bundle = a.kind() == wire::BUNDLE;
+    if (a.has_ref()) out.ref = returned_ref(c, a.ref().id());
+    out.path = a.path();
+    out.predicate_type = a.in_toto_predicate_type();
+    out.metadata = {a.metadata().begin(), a.metadata().end()};
+    for (const auto& s : a.in_toto_subjects())
+        out.subjects.push_back({.self = s.kind() == wire::SELF, .name = s.name(), .digests = {s.digest().begin(), s.digest().end()}});
+    return out;
+}
+
 async::task<std::string> take_result(bridge_call c, std::string bytes) {
     const auto r = parse<wire::ReturnRequest>(bytes);
     if (r.has_error()) {
@@ -116,6 +135,8 @@ async::task<std::string> take_result(bridge_call c, std::string bytes) {
         for (const auto& [key, id] : given.refs_deprecated().refs()) result.refs[key] = returned_ref(c, id);
     }
     result.metadata = {given.metadata().begin(), given.metadata().end()};
+    for (const auto& [key, all] : given.attestations())
+        for (const auto& a : all.attestation()) result.attestations[key].push_back(attested(c, a));
     c.f->returned = std::move(result);
     c.f->driven.set();
     co_return wire::ReturnResponse().SerializeAsString();
@@ -158,10 +179,34 @@ gateway::resolve_mode mode_of(const std::string& text) {
     return text == "local" ? gateway::resolve_mode::local : gateway::resolve_mode::standard;
 }
 
+std::optional<llb::platform> llb_platform(const moby::buildkit::v1::types::Platform& p) {
+    return llb::platform{p.architecture(), p.os(), p.variant(), p.os_version(), {p.os_features().begin(), p.os_features().end()}};
+}
+
+/// What the client's policies make of a source, for who asks what it is.
+async::task<llb::source_op> checked(std::shared_ptr<build_state> b, llb::source_op what, std::optional<llb::platform> platform,
+                                    std::vector<policy::policy> policies, bool verify) {
+    std::exception_ptr failed;
+    try {
+        co_return co_await b->job->check_source(std::move(what), std::move(platform), std::move(policies), verify);
+    } catch (const error&) {
+        failed = std::current_exception();
+    }
+    throw describe(failed).with("could not resolve image due to policy");
+}
+
 async::task<std::string> resolve_image_config(bridge_call c, std::string bytes) {
+    static constexpr std::string_view image = "docker-image://", layout_scheme = "oci-layout://";
     const auto r = parse<wire::ResolveImageConfigRequest>(bytes);
     gateway::resolve_request q;
-    q.reference = oci::reference::parse(r.ref()).with_default_tag().str();
+    const bool layout = r.resolver_type() == 1;
+    const auto platform = r.has_platform() ? llb_platform(r.platform()) : std::nullopt;
+    auto source = layout ? cat(layout_scheme, r.ref()) : cat(image, oci::reference::parse(r.ref()).with_default_tag().str());
+    source = (co_await checked(c.b, {source, {}}, platform, policies_of(r.source_policies()), true)).identifier;
+    if (!layout && !source.starts_with(image))
+        throw error{errc::invalid, cat("the source policy puts ", source, " in the place of the image ", r.ref())};
+    q.reference = layout ? source : source.substr(image.size());
+    q.store = r.store_id();
     q.platform = r.has_platform() ? platform_of(r.platform()) : oci::host_platform();
     q.mode = mode_of(r.resolve_mode());
     q.log_name = r.log_name().empty() ? cat("resolve image config for ", r.ref()) : r.log_name();
@@ -173,40 +218,25 @@ async::task<std::string> resolve_image_config(bridge_call c, std::string bytes) 
     co_return out.SerializeAsString();
 }
 
-async::task<std::string> resolve_source(bridge_call c, std::string bytes) {
-    const auto r = parse<wire::ResolveSourceMetaRequest>(bytes);
-    const std::string_view id = r.source().identifier();
-    static constexpr std::string_view image = "docker-image://";
-    wire::ResolveSourceMetaResponse out;
-    *out.mutable_source() = r.source();
-    if (id.starts_with("local://")) co_return out.SerializeAsString();
-    if (id.starts_with("git://") || id.starts_with("http://") || id.starts_with("https://")) {
-        const auto facts = co_await c.b->job->resolve_source({std::string(id), {r.source().attrs().begin(), r.source().attrs().end()}},
-                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name(), r.git().return_object());
-        if (id.starts_with("git://")) {
-            out.mutable_git()->set_checksum(facts.checksum);
-            out.mutable_git()->set_ref(facts.ref);
-            out.mutable_git()->set_commit_checksum(facts.commit);
-            if (!facts.commit_object.empty()) out.mutable_git()->set_commit_object(facts.commit_object);
-            if (!facts.tag_object.empty()) out.mutable_git()->set_tag_object(facts.tag_object);
-        } else {
-            out.mutable_http()->set_checksum(facts.checksum);
-            out.mutable_http()->set_filename(facts.filename);
-            if (facts.modified != 0) out.mutable_http()->mutable_last_modified()->set_seconds(facts.modified);
-        }
-        co_return out.SerializeAsString();
+/// What a git or http source is.
+async::task<void> tell_facts(std::shared_ptr<build_state> b, llb::source_op what, std::string name, bool objects,
+                             wire::ResolveSourceMetaResponse& out) {
+    const bool git = what.identifier.starts_with("git://");
+    const auto facts = co_await b->job->resolve_source(std::move(what), std::move(name), objects);
+    if (git) {
+        out.mutable_git()->set_checksum(facts.checksum);
+        out.mutable_git()->set_ref(facts.ref);
+        out.mutable_git()->set_commit_checksum(facts.commit);
+        if (!facts.commit_object.empty()) out.mutable_git()->set_commit_object(facts.commit_object);
+        if (!facts.tag_object.empty()) out.mutable_git()->set_tag_object(facts.tag_object);
+        co_return;
     }
-    if (!id.starts_with(image)) throw error{errc::unsupported, cat("resolving ", quoted(id), " is not supported yet")};
-    gateway::resolve_request q;
-    q.reference = oci::reference::parse(id.substr(image.size())).with_default_tag().str();
-    q.platform = r.has_platform() ? platform_of(r.platform()) : oci::host_platform();
-    q.mode = mode_of(r.resolve_mode());
-    q.log_name = r.log_name().empty() ? cat("resolve image config for ", id) : r.log_name();
-    const auto found = co_await c.b->job->resolve_image(std::move(q));
-    if (found.manifest) out.mutable_image()->set_digest(found.manifest->str());
-    if (!r.image().no_config()) out.mutable_image()->set_config(found.config);
-    co_return out.SerializeAsString();
+    out.mutable_http()->set_checksum(facts.checksum);
+    out.mutable_http()->set_filename(facts.filename);
+    if (facts.modified != 0) out.mutable_http()->mutable_last_modified()->set_seconds(facts.modified);
 }
+
+async::task<std::string> resolve_source(bridge_call c, std::string bytes) { return resolve_source_meta(c.b, std::move(bytes), true); }
 
 // ---------------------------------------------------------------- files
 
@@ -299,6 +329,34 @@ async::task<std::string> warn(bridge_call c, std::string bytes) {
 
 }  // namespace
 
+async::task<std::string> resolve_source_meta(std::shared_ptr<build_state> b, std::string request, bool verify) {
+    const auto r = parse<wire::ResolveSourceMetaRequest>(request);
+    const auto platform = r.has_platform() ? llb_platform(r.platform()) : std::nullopt;
+    const auto what = co_await checked(b, {r.source().identifier(), {r.source().attrs().begin(), r.source().attrs().end()}}, platform,
+                                       policies_of(r.source_policies()), verify);
+    const std::string_view id = what.identifier;
+    static constexpr std::string_view image = "docker-image://", layout = "oci-layout://";
+    wire::ResolveSourceMetaResponse out;
+    out.mutable_source()->set_identifier(what.identifier);
+    out.mutable_source()->mutable_attrs()->insert(what.attrs.begin(), what.attrs.end());
+    if (id.starts_with("local://")) co_return out.SerializeAsString();
+    if (id.starts_with("git://") || id.starts_with("http://") || id.starts_with("https://")) {
+        co_await tell_facts(b, what, r.log_name().empty() ? cat("resolve ", id) : r.log_name(), r.git().return_object(), out);
+        co_return out.SerializeAsString();
+    }
+    if (!id.starts_with(image) && !id.starts_with(layout)) throw error{errc::unsupported, cat("resolving ", quoted(id), " is not supported yet")};
+    gateway::resolve_request q;
+    q.reference = id.starts_with(layout) ? std::string(id) : oci::reference::parse(id.substr(image.size())).with_default_tag().str();
+    if (const auto store = what.attrs.find("oci.store"); store != what.attrs.end()) q.store = store->second;
+    q.platform = r.has_platform() ? platform_of(r.platform()) : oci::host_platform();
+    q.mode = mode_of(r.resolve_mode());
+    q.log_name = r.log_name().empty() ? cat("resolve image config for ", id) : r.log_name();
+    const auto found = co_await b->job->resolve_image(std::move(q));
+    if (found.manifest) out.mutable_image()->set_digest(found.manifest->str());
+    if (!r.image().no_config()) out.mutable_image()->set_config(found.config);
+    co_return out.SerializeAsString();
+}
+
 std::string wire_stat(const build::file_entry& e) {
     wire::Stat out;
     fill(out, e);
@@ -319,7 +377,7 @@ bridge_handler on_bridge(std::function<async::task<std::string>(bridge_call, std
                 failed = std::current_exception();
             }
             if (failed) {
-                auto out = failure_status(failed, on.b->job ? on.b->job->failed() : std::nullopt, on.f.get());
+                auto out = failure_status(failed, on.b->job ? on.b->job->failed() : std::nullopt, on.f.get(), on.b->denied);
                 if (on.b->job) on.b->job->forget_failure();
                 co_return out;
             }

@@ -68,6 +68,7 @@ std::vector<std::string> llb_capabilities() {
             "source.git.skipsubmodules",
             "source.git.mtime",
             "source.git.fetchbycommit",
+            "source.ocilayout",
             "source.http",
             "source.http.auth",
             "source.http.checksum",
@@ -111,7 +112,9 @@ std::vector<std::string> llb_capabilities() {
             "exporter.image.annotations",
             "exporter.image.attestations",
             "exporter.sourcedateepoch",
-            "exporter.multiple"};
+            "exporter.multiple",
+            "source.policy",
+            "source.policy.session"};
 }
 
 std::string version_record() {

@@ -3,6 +3,7 @@ module;
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -98,12 +99,21 @@ std::string sentence(const error& e, const std::optional<build::job::failure>& w
 
 }  // namespace
 
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told) {
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told,
+                         const std::vector<std::string>& denied) {
     rpc::status out{code_of(e.kind()), sentence(e, where), {}};
-    if (!where && !e.exit_code()) return out;
+    if (!where && !e.exit_code() && denied.empty()) return out;
     google::rpc::Status s;
     s.set_code(static_cast<int>(out.code));
     s.set_message(out.message);
+    if (!denied.empty()) {
+        json::object decision;
+        json::array messages;
+        for (const auto& text : denied) messages.emplace_back(json::object{{"message", text}});
+        decision.set("action", "DENY");
+        decision.set("denyMessages", json::value(std::move(messages)));
+        add_detail(s, "policysession.DecisionResponse", std::move(decision));
+    }
     if (const auto code = e.exit_code()) {
         json::object exit;
         exit.set("Code", static_cast<std::int64_t>(*code));
@@ -125,13 +135,14 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
     return out;
 }
 
-rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told) {
+rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told,
+                           const std::vector<std::string>& denied) {
     try {
         std::rethrow_exception(failed);
     } catch (const told_error& e) {
         return e.full;
     } catch (...) {
-        return build_status(describe(failed), where, told);
+        return build_status(describe(failed), where, told, denied);
     }
 }
 

@@ -65,15 +65,20 @@ std::string read_some(int fd) {
 /// What comes out of the pipe goes to the client.
 async::task<void> pump(std::shared_ptr<rpc::stream> to, std::shared_ptr<unique_fd> from, async::blocking_pool& pool) {
     std::exception_ptr failed;
+    bool ended = false;
     try {
         for (;;) {
             auto data = co_await pool.run([from] { return read_some(from->get()); });
             if (data.empty()) break;
+            if (ended) continue;
             moby::session::BytesMessage m;
             m.set_data(std::move(data));
-            if (!co_await to->write(m.SerializeAsString())) break;
+            if (co_await to->write(m.SerializeAsString())) continue;
+            // Who has it already need not be sent it; the exporter writes on.
+            co_await finish(to);
+            ended = true;
         }
-        co_await finish(to);
+        if (!ended) co_await finish(to);
     } catch (...) {
         failed = std::current_exception();
     }
@@ -88,6 +93,7 @@ async::task<void> run_exports(std::shared_ptr<build_state> b, build::job_result 
     try {
         auto made = co_await b->job->finish(std::move(result), std::move(outputs));
         *response = std::move(made.exporter_response);
+        b->images = std::move(made.images);
     } catch (...) {
         failed = std::current_exception();
     }
@@ -119,6 +125,14 @@ async::task<void> send_trees(std::shared_ptr<tunnel> client, std::size_t exporte
 
 }  // namespace
 
+namespace {
+/// tar=false, by Go's rules.
+bool is_directory(const build::output& o) {
+    const auto tar = o.attributes.find("tar");
+    return tar != o.attributes.end() && (tar->second == "0" || to_lower(tar->second) == "f" || to_lower(tar->second) == "false");
+}
+}  // namespace
+
 async::task<std::map<std::string, std::string>> export_result(std::shared_ptr<world> w, std::shared_ptr<build_state> b,
                                                               std::shared_ptr<tunnel> client, build::job_result result,
                                                               std::vector<build::output> outputs) {
@@ -128,8 +142,13 @@ async::task<std::map<std::string, std::string>> export_result(std::shared_ptr<wo
     std::size_t exporter = 0;
     for (auto& o : outputs) {
         const auto id = exporter++;
+        o.lenient = true;
+        o.attributes.erase("dest");  // a path at the client
         if (o.type == "local") {
             o.receive = [client, id, w](std::vector<build::result_tree> trees) { return send_trees(client, id, std::move(trees), w->pool); };
+        } else if ((o.type == "oci" || o.type == "docker") && is_directory(o)) {
+            o.blobs = make_blobs(client, "export");
+            if (!o.blobs) throw error{errc::invalid, "tar=false puts the image into a store of the client, which offers none"};
         } else if (o.type == "oci" || o.type == "docker" || o.type == "tar") {
             std::array<int, 2> ends{};
             if (::pipe2(ends.data(), O_CLOEXEC) != 0) throw_errno("making a pipe");

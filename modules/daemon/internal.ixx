@@ -26,6 +26,7 @@ import cobuild.async;
 import cobuild.build;
 import cobuild.config;
 import cobuild.filesync;
+import cobuild.policy;
 import cobuild.progress;
 import cobuild.registry;
 import cobuild.rpc;
@@ -80,6 +81,8 @@ private:
 
 /// A remote client as the engine knows clients.
 std::shared_ptr<::cobuild::session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool);
+/// Its blobs under one id; null when it serves none.
+std::shared_ptr<::cobuild::session::blob_store> make_blobs(std::shared_ptr<tunnel> t, std::string id);
 /// Its logins.
 std::shared_ptr<const registry::login> make_login(std::shared_ptr<tunnel> t);
 
@@ -134,7 +137,9 @@ struct build_state : bridge_state {
     std::string ref;
     std::shared_ptr<event_log> events = std::make_shared<event_log>();
     std::shared_ptr<build::job> job;
-    async::event prepared;  ///< there is a job, or the build has ended
+    std::vector<std::string> images;  ///< descriptors of the images it made
+    std::vector<std::string> denied;  ///< why the client's policy verifier refused a source
+    async::event prepared;            ///< there is a job, or the build has ended
     bool ended = false;
     std::chrono::system_clock::time_point started = std::chrono::system_clock::now();
 };
@@ -218,30 +223,36 @@ struct world {
     world(options o, std::string worker);
 };
 
-/// A client's cache entries; those in its own directories are refused: the daemon's are none of its business.
+/// A client's cache entries. Those of type local are in stores of its session: the daemon's own directories are none of its business.
 template<class Entries>
 std::vector<build::cache_entry> cache_entries(const Entries& entries) {
     std::vector<build::cache_entry> out;
-    for (const auto& e : entries) {
-        if (e.type() == "local") throw error{errc::unsupported, "a cache of type local is not supported by the daemon yet; registry and inline are"};
-        out.push_back({e.type(), {e.attrs().begin(), e.attrs().end()}});
-    }
+    for (const auto& e : entries) out.push_back({e.type(), {e.attrs().begin(), e.attrs().end()}});
     return out;
 }
 
-/// The status of a failed build: its sentence, the step and the lines of the source it comes from.
+/// The status of a failed build: its sentence, the step and the lines of the source it comes from, and what a policy verifier said.
 /// With `told`, that frontend can look into what the step left: the details name it by refs' ids.
-rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told = nullptr);
+rpc::status build_status(const error& e, const std::optional<build::job::failure>& where, bridge_state* told = nullptr,
+                         const std::vector<std::string>& denied = {});
 
 /// What a frontend refused a build with, as an error that keeps its details; and the status of any failure of a build, those among them.
 struct told_error : error {
     explicit told_error(rpc::status s) : error(rpc::to_error(s)), full(std::move(s)) {}
     rpc::status full;
 };
-rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told = nullptr);
+rpc::status failure_status(std::exception_ptr failed, const std::optional<build::job::failure>& where, bridge_state* told = nullptr,
+                           const std::vector<std::string>& denied = {});
 
 /// What runs frontends that are images.
 build::frontend_runner run_frontend_images(std::shared_ptr<world> w);
+
+/// A serialized Policy; throws errc::invalid.
+policy::policy read_policy(const std::string& bytes);
+/// Asks the verifier of a client's session.
+build::source_verifier make_verifier(std::shared_ptr<world> w, const std::shared_ptr<build_state>& b, std::string session);
+/// A serialized ResolveSourceMetaRequest's answer; `verify`: the client's verifier is asked about the source.
+async::task<std::string> resolve_source_meta(std::shared_ptr<build_state> b, std::string request, bool verify);
 
 // ---------------------------------------------------------------- listening
 

@@ -36,7 +36,7 @@ namespace {
 
 constexpr std::string_view diff_copy = "/moby.filesync.v1.FileSync/DiffCopy", get_secret = "/moby.buildkit.secrets.v1.Secrets/GetSecret",
                            credentials = "/moby.filesync.v1.Auth/Credentials", check_agent = "/moby.sshforward.v1.SSH/CheckAgent",
-                           forward_agent = "/moby.sshforward.v1.SSH/ForwardAgent";
+                           forward_agent = "/moby.sshforward.v1.SSH/ForwardAgent", upload_pull = "/moby.upload.v1.Upload/Pull";
 constexpr std::size_t max_secret = 500 * 1024;
 
 /// Metadata values are ASCII; others go through an encoding that the key's own flag announces.
@@ -218,6 +218,21 @@ public:
         auto& agent = agents_[id];
         if (!agent) agent = std::make_shared<lent_agent>(co_await async::current_executor, tunnel_, id);
         co_return agent->path();
+    }
+
+    std::shared_ptr<::cobuild::session::blob_store> blobs(std::string id) override { return make_blobs(tunnel_, std::move(id)); }
+
+    async::task<bool> upload(std::string path, ::cobuild::session::piece_sink to) override {
+        if (!tunnel_->offers(upload_pull)) co_return false;
+        const auto s = tunnel_->channel->open(std::string(upload_pull), {{"urlpath", path}});
+        while (const auto bytes = co_await s->read()) {
+            moby::session::BytesMessage m;
+            if (!m.ParseFromString(*bytes)) throw error{errc::corrupt, "the client's upload cannot be read"};
+            co_await to(std::move(*m.mutable_data()));
+        }
+        const auto end = co_await s->finish();
+        if (!end.ok()) throw rpc::to_error(end).with(cat("getting the upload ", path, " of the client"));
+        co_return true;
     }
 
 private:

@@ -1,6 +1,7 @@
 module;
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <map>
@@ -61,8 +62,6 @@ std::vector<std::string> entitlements_of(const wire::SolveRequest& r, const conf
 }
 
 void refuse_what_is_missing(const wire::SolveRequest& r) {
-    if (r.has_source_policy() && r.source_policy().rules_size() > 0) throw error{errc::unsupported, "source policies are not supported yet"};
-    if (!r.source_policy_session().empty()) throw error{errc::unsupported, "source policies of a session are not supported yet"};
     if (r.proxy_network()) throw error{errc::unsupported, "the proxy network is not supported"};
 }
 
@@ -104,6 +103,9 @@ async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<
     o.sink = b->events;
     o.cache_to = cache_entries(r.cache().exports());
     o.attrs = map_of(r.frontend_attrs());
+    o.local_caches_of_client = true;
+    if (r.has_source_policy()) o.policies.push_back(read_policy(r.source_policy().SerializeAsString()));
+    if (!r.source_policy_session().empty()) o.verify = make_verifier(w, b, r.source_policy_session());
     if (client) {
         o.client = make_remote(client, w->contexts, w->pool);
         o.who = make_login(client);
@@ -157,13 +159,16 @@ async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_st
     for (auto& [key, value] : response) (*record.mutable_exporter_response())[key] = value;
     // Clients read the result of every record, so there is one, though it may be empty.
     auto* result = record.mutable_result();
-    if (const auto image = response.find("containerimage.descriptor"); image != response.end()) {
-        const auto d = oci::parse_descriptor(json::parse(base64_decode(image->second).value()));
-        for (auto* to : {&(*result->mutable_results())[0], result->mutable_result_deprecated()}) {
-            to->set_media_type(d.media_type);
-            to->set_digest(d.digest.str());
-            to->set_size(static_cast<std::int64_t>(d.size));
-        }
+    auto images = b->images;
+    if (const auto image = response.find("containerimage.descriptor"); images.empty() && image != response.end())
+        images.push_back(base64_decode(image->second).value());
+    for (std::size_t i = 0; i < images.size(); ++i) {
+        const auto d = oci::parse_descriptor(json::parse(images[i]));
+        auto& to = (*result->mutable_results())[static_cast<std::int64_t>(i)];
+        to.set_media_type(d.media_type);
+        to.set_digest(d.digest.str());
+        to.set_size(static_cast<std::int64_t>(d.size));
+        if (i == 0) *result->mutable_result_deprecated() = to;
     }
     const auto n = b->events->count();
     record.set_num_total_steps(n.total);
@@ -197,7 +202,7 @@ async::task<rpc::status> solve(std::shared_ptr<world> w, std::shared_ptr<rpc::ca
         failed = std::current_exception();
     }
     rpc::status end = std::move(b->refused).value_or(rpc::status{});
-    if (failed) end = failure_status(failed, b->job ? b->job->failed() : std::nullopt);
+    if (failed) end = failure_status(failed, b->job ? b->job->failed() : std::nullopt, nullptr, b->denied);
     co_await async::no_cancel;
     co_await close_bridge(b);
     w->builds.end(b);

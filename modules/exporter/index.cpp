@@ -21,6 +21,9 @@ namespace cobuild::exporter {
 /// image.cpp
 std::map<std::string, std::string> annotations_for(const image_options& options, annotated what, const std::optional<oci::platform>& platform);
 
+/// contents.cpp
+async::task<std::vector<attestation>> with_layers(stores s, std::vector<attestation> all, snapshot::chain root, std::vector<oci::descriptor> layers);
+
 std::map<digest, oci::descriptor> exported::blobs() const {
     std::map<digest, oci::descriptor> out;
     for (const auto* list : {&images, &attestations})
@@ -162,14 +165,14 @@ async::task<exported> write_images(stores s, std::vector<input> in, bool map, st
     for (const auto& i : in) out.images.push_back(co_await write_image(s, i, options, progress));
     if (!index) {
         auto single = as_exported(std::move(out.images.front()));
-        if (const auto epoch = in.front().epoch; epoch && options.oci_types)
-            single.layout_annotations[std::string(created_annotation)] =
-                format_time(std::chrono::sys_time<nanoseconds>{std::chrono::seconds{*epoch}});
+        if (const auto& created = single.images.front().created; options.oci_types && !created.empty())
+            single.layout_annotations[std::string(created_annotation)] = created;
         co_return single;
     }
     for (std::size_t i = 0; i < in.size(); ++i) {
         out.keep += out.images[i].keep;
         if (attested[i].empty()) continue;
+        attested[i] = co_await with_layers(s, std::move(attested[i]), in[i].root, out.images[i].layers);
         const auto subjects = subjects_of(out.images[i], in[i].platform, names);
         out.attestations.push_back(
             co_await s.pool.run([&] { return write_attestations(s.content, attested[i], out.images[i], subjects, options.oci_artifact); }));

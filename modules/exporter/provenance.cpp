@@ -266,7 +266,12 @@ attest_request parse_attests(const std::map<std::string, std::string>& attests, 
             throw error{errc::invalid, cat("unknown attestation type ", quoted(kind), " (provenance and sbom are known)")};
         const auto parameters = parse_parameters(kind, text);
         if (const auto off = parameters.find("disabled"); off != parameters.end() && parse_bool("disabled", off->second)) continue;
-        if (kind == "sbom") throw error{errc::unsupported, "the attestation sbom is not supported yet; leave out --sbom and --attest type=sbom"};
+        if (kind == "sbom") {
+            out.sbom = parameters;
+            out.sbom->erase("type");
+            out.sbom->emplace("generator", "docker/buildkit-syft-scanner:stable-1");
+            continue;
+        }
         out.provenance = parse_provenance(parameters, default_max);
     }
     return out;

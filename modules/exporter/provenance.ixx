@@ -19,12 +19,21 @@ import cobuild.oci;
 
 export namespace cobuild::exporter {
 
-/// A statement about a result, without its subjects, which only the exporter knows.
+/// What a statement is about: the result itself, which only the exporter knows, or something that its maker names.
+struct attested {
+    bool self = true;
+    std::string name{};
+    std::map<std::string, std::string> digests{};  ///< by algorithm, hexadecimal
+};
+
+/// A statement about a result.
 struct attestation {
-    std::string predicate_type;  ///< "https://slsa.dev/provenance/v1"
-    std::string predicate;       ///< JSON
-    std::string filename;        ///< in a directory or tar
-    bool inline_only = false;    ///< for images only
+    std::string predicate_type;     ///< "https://slsa.dev/provenance/v1"
+    std::string predicate;          ///< JSON; empty: null
+    std::string filename;           ///< in a directory or tar
+    bool inline_only = false;       ///< for images only
+    bool contents = false;          ///< an SPDX list of the result's own contents: images get their layers' digests into it
+    std::vector<attested> about{};  ///< empty: the result itself
 };
 
 /// What `attest:provenance` and `--provenance` may say.
@@ -41,9 +50,10 @@ struct provenance_options {
 /// What is to be attested. Nothing for an empty map.
 struct attest_request {
     std::optional<provenance_options> provenance;
+    std::optional<std::map<std::string, std::string>> sbom{};  ///< parameters; "generator" is the scanner's image
 };
 /// By kind what its parameters are, as a CSV list: {"provenance", "mode=max"}. "disabled=true" leaves a kind out. Throws
-/// errc::invalid for an unknown kind, errc::unsupported for sbom. `default_max`: the mode when none is named.
+/// errc::invalid for an unknown kind. `default_max`: the mode when none is named.
 attest_request parse_attests(const std::map<std::string, std::string>& attests, bool default_max);
 /// From frontend attributes: "attest:KIND", and "build-arg:BUILDKIT_ATTEST_KIND" where the former is not.
 std::map<std::string, std::string> attests_of(const std::map<std::string, std::string>& attrs);

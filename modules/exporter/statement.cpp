@@ -36,7 +36,12 @@ std::string percent(std::string_view text) {
 std::string package_url(std::string_view kind, const oci::reference& ref, const std::optional<oci::platform>& platform) {
     std::string out = cat("pkg:", kind);
     const auto name = ref.familiar_name();
-    for (const auto part : split(name, '/')) out += cat("/", percent(part));
+    // A registry's port too: a namespace has no ':' of its own.
+    for (const auto part : split(name, '/')) {
+        auto text = percent(part);
+        for (auto colon = text.find(':'); colon != std::string::npos; colon = text.find(':')) text.replace(colon, 1, "%3A");
+        out += cat("/", text);
+    }
     if (!ref.tag().empty())
         out += cat("@", percent(ref.tag()));
     else if (!ref.digest())
@@ -62,17 +67,23 @@ std::string without_credentials(std::string_view url) {
 
 std::string make_statement(const attestation& a, const std::vector<subject>& subjects) {
     json::array list;
-    for (const auto& s : subjects) {
+    const auto add = [&list](const std::string& name, const std::map<std::string, std::string>& digests) {
         json::object one;
-        one.set("name", s.name);
-        one.set("digest", json::value(std::map<std::string, std::string>{{"sha256", s.sha256}}));
+        one.set("name", name);
+        one.set("digest", json::value(digests));
         list.emplace_back(std::move(one));
+    };
+    const auto about = a.about.empty() ? std::vector<attested>{{}} : a.about;
+    for (const auto& what : about) {
+        if (!what.self) add(what.name, what.digests);
+        for (const auto& s : subjects)
+            if (what.self) add(s.name, {{"sha256", s.sha256}});
     }
     json::object out;
     out.set("_type", "https://in-toto.io/Statement/v1");
     out.set("predicateType", a.predicate_type);
     out.set("subject", json::value(std::move(list)));
-    out.set("predicate", json::parse(a.predicate));
+    out.set("predicate", a.predicate.empty() ? json::value() : json::parse(a.predicate));
     return json::serialize(json::value(std::move(out)), {.indent = true});
 }
 

@@ -80,7 +80,8 @@ async::task<void> check_distinct(stores s, std::vector<tree> trees) {
             const auto take = [&](std::string path) {
                 const auto [at, fresh] = seen.try_emplace({trees[i].name, path}, i);
                 if (!fresh && at->second != i)
-                    throw error{errc::invalid, cat("the file ", path, " is in the results of several platforms: leave out platform-split=false")};
+                    throw error{errc::invalid, cat("cannot overwrite ", path, " from ", trees[at->second].platform, " with ", trees[i].platform,
+                                                   " when split option is disabled: leave out platform-split=false")};
             };
             fs::walk(view.fd(), [&](const fs::walk_entry& e) {
                 if (!e.info.is_dir()) take(std::string(e.path));

@@ -244,17 +244,66 @@ std::int64_t from_time(fs::file_time t) noexcept {
     return std::clamp(t.seconds, -most, most) * second + t.nanoseconds;
 }
 
-void list_trees(const std::vector<tree>& trees, const send_options& options, const std::function<void(file_stat&&, place&&)>& emit) {
-    std::vector<const tree*> sorted;
-    for (const auto& t : trees) sorted.push_back(&t);
-    std::ranges::sort(sorted, {}, [](const tree* t) -> const std::string& { return t->name; });
-    for (std::size_t i = 0; i < sorted.size(); ++i) {
-        const auto& name = sorted[i]->name;
-        if (name == "." || name == ".." || name.find('/') != std::string::npos || (name.empty() && sorted.size() > 1))
-            throw error{errc::invalid, cat(quoted(name), " is not a name for a directory to send")};
-        if (i > 0 && name == sorted[i - 1]->name) throw error{errc::exists, cat("two trees to send have the name ", quoted(name))};
+namespace {
+constexpr std::size_t max_merged = 4'000'000;
+
+/// The protocol's order: byte by byte, '/' before all others.
+bool comes_before(std::string_view a, std::string_view b) {
+    const auto n = std::min(a.size(), b.size());
+    for (std::size_t i = 0; i < n; ++i) {
+        if (a[i] == b[i]) continue;
+        if (a[i] == '/' || b[i] == '/') return a[i] == '/';
+        return static_cast<unsigned char>(a[i]) < static_cast<unsigned char>(b[i]);
     }
-    for (const tree* t : sorted) lister(*t, options, xattr_filter(options.xattr), emit).run();
+    return a.size() < b.size();
+}
+
+/// Trees of one name as one: of all but the first the entries are remembered, then the first is walked, and they are put
+/// where they belong.
+void list_merged(const std::vector<const tree*>& group, const send_options& options, const std::function<void(file_stat&&, place&&)>& emit) {
+    std::vector<std::pair<file_stat, place>> others;
+    for (std::size_t i = 1; i < group.size(); ++i)
+        lister(*group[i], options, xattr_filter(options.xattr), [&others](file_stat&& s, place&& where) {
+            if (others.size() == max_merged) throw error{errc::invalid, "there are too many files to send"};
+            others.emplace_back(std::move(s), std::move(where));
+        }).run();
+    std::stable_sort(others.begin(), others.end(), [](const auto& a, const auto& b) { return comes_before(a.first.path, b.first.path); });
+    std::size_t next = 0;
+    std::string last;
+    bool last_is_dir = false;
+    const auto say = [&](file_stat&& s, place&& where) {
+        if (s.path == last) {
+            if (last_is_dir && s.is_dir()) return;
+            throw error{errc::exists, cat("two trees to send have a file ", quoted(s.path))};
+        }
+        last = s.path;
+        last_is_dir = s.is_dir();
+        emit(std::move(s), std::move(where));
+    };
+    const auto catch_up = [&](const std::string* until) {
+        for (; next < others.size() && (until == nullptr || comes_before(others[next].first.path, *until)); ++next)
+            say(std::move(others[next].first), std::move(others[next].second));
+    };
+    lister(*group.front(), options, xattr_filter(options.xattr), [&](file_stat&& s, place&& where) {
+        catch_up(&s.path);
+        say(std::move(s), std::move(where));
+    }).run();
+    catch_up(nullptr);
+}
+}  // namespace
+
+void list_trees(const std::vector<tree>& trees, const send_options& options, const std::function<void(file_stat&&, place&&)>& emit) {
+    std::map<std::string, std::vector<const tree*>> groups;
+    for (const auto& t : trees) groups[t.name].push_back(&t);
+    for (const auto& [name, group] : groups)
+        if (name == "." || name == ".." || name.find('/') != std::string::npos || (name.empty() && groups.size() > 1))
+            throw error{errc::invalid, cat(quoted(name), " is not a name for a directory to send")};
+    for (const auto& [name, group] : groups) {
+        if (group.size() > 1)
+            list_merged(group, options, emit);
+        else
+            lister(*group.front(), options, xattr_filter(options.xattr), emit).run();
+    }
 }
 
 }  // namespace cobuild::filesync

@@ -154,6 +154,10 @@ attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
         take("label:", r.labels);
         take("context:", r.named_contexts);
     }
+    // "docker-image:NAME" is as good as "docker-image://NAME".
+    for (auto& [name, value] : r.named_contexts)
+        for (const std::string_view scheme : {"docker-image:", "oci-layout:"})
+            if (value.starts_with(scheme) && !value.substr(scheme.size()).starts_with("//")) value.insert(scheme.size(), "//");
     if (const auto text = get(attrs, "platform"); !text.empty()) {
         for (const auto part : split(text, ',')) out.platforms.push_back(oci::normalize(oci::parse_platform(part)));
     }

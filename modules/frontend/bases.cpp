@@ -34,6 +34,15 @@ bool has_no_layers(const oci::image& image) {
     return image.diff_ids.empty() && std::all_of(image.history.begin(), image.history.end(), [](const auto& h) { return h.empty_layer; });
 }
 
+/// An image of a layout is called by the name of its context, where that can be an image's name; the store is an attribute.
+std::string layout_name(const std::string& context, const oci::reference& store) {
+    try {
+        return oci::reference::parse(context).name();
+    } catch (const error&) {
+        return store.path();
+    }
+}
+
 }  // namespace
 
 oci::image converter::empty_image() const {
@@ -64,7 +73,7 @@ async::task<void> converter::resolve_bases(const std::set<const stage_state*>& n
             co_await apply_context(*s);
             continue;
         }
-        if (s->context.empty() && s->base_name == "scratch") {
+        if ((s->context.empty() && s->base_name == "scratch") || s->context == "docker-image://scratch") {
             s->image = empty_image();
             s->platform = target_platform_;
             continue;
@@ -139,8 +148,8 @@ void converter::apply_base(stage_state& s, const gateway::image_config& found, c
         s.root.reset();
     } else {
         const bool layout = s.context.starts_with("oci-layout://");
-        llb::source_op source{layout ? cat("oci-layout://", reference.path(), "@", reference.digest()->str()) : cat("docker-image://", s.base_name),
-                              {}};
+        llb::source_op source{
+            layout ? cat("oci-layout://", layout_name(asked, reference), "@", reference.digest()->str()) : cat("docker-image://", s.base_name), {}};
         if (layout)
             source.attrs["oci.store"] = reference.path();
         else if (const auto mode = mode_name(req_.resolve); !mode.empty())

@@ -84,6 +84,8 @@ public:
         request_.uid = number_attribute(source, "http.uid", 0);
         request_.gid = number_attribute(source, "http.gid", 0);
         request_.auth_secret = attribute(source, "http.authheadersecret");
+        if (scope.session)
+            request_.upload = [s = scope.session](std::string path, session::piece_sink to) { return s->upload(std::move(path), std::move(to)); };
         for (const auto& [key, value] : source.attrs)
             if (key == "http.header.accept" || key == "http.header.user-agent") request_.headers[key.substr(12)] = value;
         for (const auto* key : {"http.sig.pubkey", "http.sig.signature"})
@@ -262,7 +264,7 @@ private:
     source::blob_request request_;
 };
 
-/// An image of a layout directory of the client, always named by digest: what it is made of is taken over first.
+/// An image of an OCI layout of the client, always named by digest: what it is made of is taken over first.
 class layout_op final : public solver::op {
 public:
     layout_op(environment& env, const build_scope& scope, const llb::op& what, const llb::source_op& source) : env_(env) {
@@ -270,11 +272,14 @@ public:
         const auto at = text.find('@');
         if (at == std::string::npos) throw error{errc::invalid, cat("the source ", source.identifier, " must name a digest")};
         wanted_ = digest::parse(text.substr(at + 1));
-        store_ = text.substr(0, std::min(at, text.find(':')));
-        const auto found = scope.layouts.find(store_);
-        if (found == scope.layouts.end() || env.content == nullptr)
+        store_ = attribute(source, "oci.store");
+        if (store_.empty()) store_ = text.substr(0, std::min(at, text.find(':')));
+        if (const auto found = scope.layouts.find(store_); found != scope.layouts.end())
+            directory_ = found->second;
+        else if (scope.session)
+            blobs_ = scope.session->blobs(cat("oci:", store_));
+        if (env.content == nullptr || (directory_.empty() && !blobs_))
             throw error{errc::not_found, cat("the client offers no OCI layout named ", store_)};
-        directory_ = found->second;
         platform_ = oci::host_platform();
         if (what.platform)
             platform_ = oci::normalize(
@@ -286,9 +291,13 @@ public:
     }
 
     async::task<solver::run_result> run(std::vector<solver::result>, solver::context ctx) override {
-        const auto taken = co_await source::import_layout(env_.pool, *env_.content, directory_, "", wanted_, platform_);
-        const auto name = oci::reference::parse(cat("oci-layout.invalid/", store_)).with_digest(wanted_);
-        auto pulled = co_await env_.images.pull(co_await env_.images.resolve(name, platform_, source::freshness::never, ctx.progress), ctx.progress);
+        const auto taken = blobs_ ? co_await source::import_store(env_.pool, *env_.content, blobs_, wanted_, platform_)
+                                  : co_await source::import_layout(env_.pool, *env_.content, directory_, "", wanted_, platform_);
+        const auto name = oci::reference::parse("oci-layout.invalid/image").with_digest(wanted_);
+        auto image = co_await env_.images.resolve(name, platform_, source::freshness::never, ctx.progress);
+        state::pin layers;
+        if (blobs_) layers = co_await source::take_layers(env_.pool, *env_.content, env_.snapshots, blobs_, image.parsed.layers, image.diff_ids);
+        auto pulled = co_await env_.images.pull(std::move(image), ctx.progress);
         co_return solver::run_result{.outputs = {chain_of(std::move(pulled.chain), std::move(pulled.keep))}};
     }
 
@@ -298,7 +307,8 @@ private:
     environment& env_;
     std::string store_;
     digest wanted_;
-    std::filesystem::path directory_;
+    std::filesystem::path directory_;             ///< of a local client's layout
+    std::shared_ptr<session::blob_store> blobs_;  ///< of a remote one's
     oci::platform platform_;
 };
 

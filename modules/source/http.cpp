@@ -146,6 +146,7 @@ struct http_files::state {
     static async::task<exchange> ask(http_request r, std::string method, std::string authorization, http::headers conditions);
     async::task<std::optional<http_file>> unchanged(http_request r, std::string authorization, std::vector<remembered> known);
     async::task<remembered> download(http_request r, std::string authorization, progress::writer progress);
+    async::task<http_file> take_upload(http_request r, std::string path, progress::writer progress);
     async::task<http_file> fetch(http_request r, secret_reader secrets, progress::writer progress);
 };
 
@@ -339,8 +340,58 @@ async::task<remembered> http_files::state::download(http_request r, std::string 
     co_return out;
 }
 
+namespace {
+/// A file on its way into a layer of its own.
+struct arriving {
+    unique_fd file;
+    hasher hash;
+    std::uint64_t size = 0;
+};
+
+async::task<void> add_piece(async::blocking_pool& pool, std::shared_ptr<arriving> to, std::string url, std::uint64_t limit, std::string bytes) {
+    to->size += bytes.size();
+    if (to->size > limit) throw error{errc::invalid, cat(url, ": what the client sends is larger than the limit of ", format_bytes(limit))};
+    co_await pool.run([&] {
+        to->hash.update(bytes_of(bytes));
+        fs::write_all(to->file.get(), bytes_of(bytes));
+    });
+}
+}  // namespace
+
+/// What a client sends has no name that means anything later, so it is not remembered.
+async::task<http_file> http_files::state::take_upload(http_request r, std::string path, progress::writer progress) {
+    if (!r.upload) throw error{errc::invalid, cat(r.url, " is something that the client sends, and there is no client's session")};
+    auto& pool = directory.pool();
+    http_file out;
+    out.filename = name_for(r, nullptr);
+    auto line = progress.begin(cat("receiving ", out.filename));
+    auto layer = co_await snapshots.begin({});
+    const fs::root root{unique_fd{::openat(layer.upper(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC)}};
+    const auto to = std::make_shared<arriving>();
+    to->file = co_await pool.run([&] { return root.create_file(out.filename, r.perm & 07777, {r.uid, r.gid}); });
+    const auto piece = [&pool, to, url = r.url, limit = options.max_bytes](std::string bytes) {
+        return add_piece(pool, to, url, limit, std::move(bytes));
+    };
+    if (!co_await r.upload(path, piece))
+        throw error{errc::invalid, cat(r.url, " is something that the client sends, but its session does not serve uploads (moby.upload.v1)")};
+    out.size = to->size;
+    out.content = to->hash.finish();
+    if (r.checksum && *r.checksum != out.content)
+        throw error{errc::corrupt, cat("digest mismatch for ", r.url, ": ", out.content.str(), " (expected: ", r.checksum->str(), ")")};
+    co_await pool.run([&] {
+        to->file.reset();
+        root.set_mtime(out.filename, {0, 0});
+    });
+    auto made = co_await snapshots.commit(std::move(layer), {.description = cat("upload ", path), .size = out.size});
+    line.done();
+    out.chain.layers = {made.id};
+    out.keep = std::move(made.keep);
+    co_return out;
+}
+
 async::task<http_file> http_files::state::fetch(http_request r, secret_reader secrets, progress::writer progress) {
     const auto at = http::url::parse(r.url);
+    if (at.server.host == "buildkit-session") co_return co_await take_upload(std::move(r), at.target, std::move(progress));
     auto known = co_await recall(r);
     // Bytes that are the right ones need no server.
     if (r.checksum)

@@ -30,14 +30,18 @@ export namespace cobuild::source {
 /// A secret of the client by name; empty: not given.
 using secret_reader = std::function<async::task<std::optional<std::string>>(std::string)>;
 
+/// Gives the file that a client sends under a path, piece by piece; false: it sends none.
+using upload_reader = std::function<async::task<bool>(std::string path, std::function<async::task<void>(std::string piece)> to)>;
+
 struct http_request {
-    std::string url;
+    std::string url;                 ///< of the host "buildkit-session": what the client sends when it is asked for the path
     std::optional<digest> checksum;  ///< what the bytes must have
     std::string filename;            ///< in the layer; empty: Content-Disposition, else the URL's last component, else "download"
     std::uint32_t perm = 0600;
     std::uint32_t uid = 0, gid = 0;
     std::string auth_secret;                     ///< secret that is the Authorization header; empty: HTTP_AUTH_HEADER_<host>, HTTP_AUTH_TOKEN_<host>
     std::map<std::string, std::string> headers;  ///< Accept and User-Agent count
+    upload_reader upload{};                      ///< for the host "buildkit-session"
 };
 
 struct http_file {

@@ -64,7 +64,11 @@ BOOST_AUTO_TEST_CASE(outputs) {
     BOOST_TEST(has(refusal([] { parse_output("type=local", false); }), "output directory is required for local exporter"));
     BOOST_TEST(has(refusal([] { parse_output("type=tar", true); }), "refusing to write to console"));
     BOOST_TEST(has(refusal([] { parse_output("type=image,dest=x", false); }), "output x is not supported by image exporter"));
-    BOOST_TEST(has(refusal([] { parse_output("type=oci,tar=false,dest=x", false); }), "tar=false is not supported yet"));
+    const auto layout = parse_output("type=oci,tar=false,dest=x", false);
+    BOOST_TEST(layout.layout == "x");
+    BOOST_TEST(!layout.target.has_value());
+    BOOST_TEST(layout.exporter.attrs == (client::attributes{{"tar", "false"}}));
+    BOOST_TEST(has(refusal([] { parse_output("type=docker,tar=false", false); }), "output directory is required for docker exporter"));
     BOOST_TEST(has(refusal([&] { parse_output("type=oci,dest=" + dir.path().string(), false); }), "destination file is a directory"));
 }
 
@@ -96,6 +100,8 @@ BOOST_AUTO_TEST_CASE(caches) {
     BOOST_TEST(parse_cache_export("type=registry,ref=r,mode=max").attrs.at("mode") == "max");
     BOOST_TEST(parse_cache_export("type=inline").attrs.at("mode") == "min");
     BOOST_TEST(has(refusal([] { parse_cache_export("type=registry"); }), "registry cache exporter requires ref"));
+    BOOST_TEST(parse_cache_export("type=local,dest=d").attrs == (client::attributes{{"dest", "d"}, {"mode", "min"}}));
+    BOOST_TEST(has(refusal([] { parse_cache_export("type=local"); }), "local cache exporter requires dest"));
     const auto two = parse_cache_imports("reg.test/a,reg.test/b");
     BOOST_REQUIRE(two.size() == 2U);
     BOOST_TEST(two[1].attrs.at("ref") == "reg.test/b");

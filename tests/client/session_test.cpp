@@ -227,6 +227,44 @@ CO_TEST_CASE(an_oci_layout_is_read_blob_by_blob_and_nothing_else) {
     co_await s.server.stop(1s);
 }
 
+CO_TEST_CASE(blobs_are_written_whole_or_not_at_all) {
+    scratch_dir dir;
+    const std::string content(3 << 20, 'b');
+    const auto id = digest::of(content);
+    lent_session s(rt, {.stores = {{"export", dir / "made"}}});
+    const rpc::metadata store{{"buildkit-attachable-store-id", "export"}};
+    const auto file = dir.path() / "made/blobs/sha256" / id.hex();
+    const auto write = [](lent_session& to, rpc::metadata m, digest which, std::string bytes, std::int64_t at) -> async::task<rpc::status> {
+        auto call = to.daemon->open("/containerd.services.content.v1.Content/Write", std::move(m));
+        blobs::WriteContentRequest q;
+        q.set_action(blobs::STAT);
+        q.set_ref("r");
+        q.set_total(static_cast<std::int64_t>(bytes.size()));
+        q.set_expected(which.str());
+        bool going = co_await call->write(q.SerializeAsString()) && (co_await call->read()).has_value();
+        for (const auto action : {blobs::WRITE, blobs::COMMIT}) {
+            q.Clear();
+            q.set_action(action);
+            q.set_expected(which.str());
+            q.set_total(static_cast<std::int64_t>(bytes.size()));
+            q.set_offset(action == blobs::WRITE ? at : static_cast<std::int64_t>(bytes.size()));
+            if (action == blobs::WRITE) q.set_data(bytes);
+            going = going && co_await call->write(q.SerializeAsString()) && (co_await call->read()).has_value();
+        }
+        co_await call->writes_done();
+        co_return co_await call->finish();
+    };
+    BOOST_TEST(((co_await write(s, store, digest::of(std::string_view("other")), content, 0)).code == rpc::code::invalid_argument));
+    BOOST_TEST(!(co_await write(s, store, id, content, 7)).ok());  // it has no byte 7 yet
+    BOOST_TEST(std::filesystem::is_empty(dir / "made/blobs/sha256"));
+    BOOST_TEST((co_await write(s, store, id, content, 0)).ok());
+    BOOST_TEST((read_file(file) == content));
+    BOOST_TEST(((co_await write(s, store, id, content, 0)).code == rpc::code::already_exists));
+    const auto unknown = co_await write(s, {{"buildkit-attachable-store-id", "local:/etc"}}, id, content, 0);
+    BOOST_TEST(unknown.message.find("no store of the id") != std::string::npos);
+    co_await s.server.stop(1s);
+}
+
 CO_TEST_CASE(uploads_are_named) {
     lent_session s(rt, {.uploads = {{"/context", std::string((1 << 20) + 3, 'u')}}});
     auto call = s.daemon->open("/moby.upload.v1.Upload/Pull", {{"urlpath", "/context"}});

@@ -138,7 +138,10 @@ BOOST_AUTO_TEST_CASE(parameters) {
     // buildx 0.13 sends --attest's text whole.
     BOOST_TEST(parse("type=provenance,mode=max").value().max);
     BOOST_CHECK_THROW((void)parse("type=sbom"), error);
-    BOOST_CHECK_THROW((void)exporter::parse_attests({{"sbom", ""}}, false), error);
+    const auto sbom = exporter::parse_attests({{"sbom", "generator=reg.test/scanner,x=y"}}, false).sbom.value();
+    BOOST_TEST((sbom == std::map<std::string, std::string>{{"generator", "reg.test/scanner"}, {"x", "y"}}));
+    BOOST_TEST(!exporter::parse_attests({{"sbom", ""}}, false).sbom->at("generator").empty());
+    BOOST_TEST(exporter::parse_attests({{"provenance", "type=provenance,mode=max"}}, false).provenance->max);
     BOOST_CHECK_THROW((void)exporter::parse_attests({{"vex", ""}}, false), error);
     BOOST_TEST(!exporter::parse_attests({{"sbom", "false"}}, false).provenance.has_value());
     const auto found = exporter::attests_of({{"attest:provenance", "mode=min"},
@@ -156,6 +159,7 @@ BOOST_AUTO_TEST_CASE(package_urls) {
     };
     BOOST_TEST(url("alpine") == "pkg:docker/alpine@latest");
     BOOST_TEST(url("bitnami/redis:7", "linux/arm64") == "pkg:docker/bitnami/redis@7?platform=linux%2Farm64");
+    BOOST_TEST(url("localhost:5000/team/app:1") == "pkg:docker/localhost%3A5000/team/app@1");
     const std::string hex(64, 'a');
     BOOST_TEST(url(cat("alpine:3@sha256:", hex)) == "pkg:docker/alpine@3");
     BOOST_TEST(url(cat("alpine@sha256:", hex), "linux/amd64") == cat("pkg:docker/alpine?digest=sha256:", hex, "&platform=linux%2Famd64"));

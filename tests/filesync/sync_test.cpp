@@ -251,6 +251,26 @@ CO_TEST_CASE(several_trees_under_names) {
     BOOST_TEST(to->stat("linux_arm64/g")->nlink == 2U);
     BOOST_TEST(to->read_link("linux_arm64/h") == "/linux_arm64/f");  // as fsutil's SubDirFS
     BOOST_TEST(to->stat("linux_amd64")->permissions() == 0755U);
-    const auto e = co_await failure(transfer(rt.pool(), {{.root = one, .name = "a"}, {.root = two, .name = "a"}}, to));
-    BOOST_TEST(says(e, "\"a\""));
+    const auto e = co_await failure(transfer(rt.pool(), {{.root = one, .name = "a"}, {.root = two, .name = "a"}}, root_of(d / "both")));
+    BOOST_TEST(says(e, "two trees to send have a file \"a/f\""));
+}
+
+// An attestation beside a result, results of several platforms in one directory.
+CO_TEST_CASE(trees_of_one_name_are_one) {
+    scratch_dir d;
+    const auto one = root_of(d / "one");
+    const auto two = root_of(d / "two");
+    for (const auto* f : {"one/b", "one/dir/m", "one/dir/z", "one/dir.x", "two/a", "two/dir/a", "two/dir/n/x", "two/z"}) write_file(d.path() / f, f);
+    for (const std::string name : {"", "both"}) {
+        const auto to = root_of(d / cat("to-", name));
+        co_await transfer(rt.pool(), {{.root = one, .name = name}, {.root = two, .name = name}}, to);
+        std::vector<std::string> expected;
+        if (!name.empty()) expected.push_back(name);
+        for (const auto* f : {"a", "b", "dir", "dir/a", "dir/m", "dir/n", "dir/n/x", "dir/z", "dir.x", "z"})
+            expected.push_back(name.empty() ? f : cat(name, "/", f));
+        BOOST_TEST(names(*to) == expected, boost::test_tools::per_element());
+        const auto at = name.empty() ? std::string() : cat(name, "/");
+        BOOST_TEST(to->read_file(cat(at, "dir/m"), 64) == "one/dir/m");
+        BOOST_TEST(to->read_file(cat(at, "dir/n/x"), 64) == "two/dir/n/x");
+    }
 }

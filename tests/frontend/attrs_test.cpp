@@ -60,6 +60,9 @@ BOOST_AUTO_TEST_CASE(every_attribute_finds_its_place) {
     BOOST_TEST(r.build_args.at("A") == "1");
     BOOST_TEST(r.labels.at("l") == "v");
     BOOST_TEST(r.named_contexts.at("c") == "docker-image://x");
+    const auto short_forms = frontend::parse_attrs({{"context:a", "docker-image:busybox"}, {"context:b", "oci-layout:store@sha256:00"}}).build;
+    BOOST_TEST(short_forms.named_contexts.at("a") == "docker-image://busybox");
+    BOOST_TEST(short_forms.named_contexts.at("b") == "oci-layout://store@sha256:00");
     BOOST_TEST(!r.no_cache);
     BOOST_TEST(r.no_cache_stages == (strings{"one", "two"}), boost::test_tools::per_element());
     BOOST_TEST((r.resolve == gateway::resolve_mode::local));
