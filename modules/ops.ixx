@@ -41,9 +41,11 @@ struct source_facts {
     std::string ref;            ///< git: the full name the commit was found under
     std::string filename;       ///< of a file
     std::int64_t modified = 0;  ///< of a file: Last-Modified, seconds since 1970; 0: not known
+    std::string commit_object;  ///< git, when asked for: the commit as git keeps it
 };
-/// Asks now; a later solve in the same scope does not ask again. Throws errc::unsupported for other sources.
-async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx);
+/// Asks now; a later solve in the same scope does not ask again. `objects`: a git commit is fetched. Throws errc::unsupported for
+/// other sources.
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool objects = false);
 
 /// A vertex' result as a chain; a client's directory that is the result itself is copied into a layer.
 async::task<std::shared_ptr<chain_value>> as_chain_value(environment& env, solver::result value);

@@ -4,7 +4,9 @@
 /// kind for remote clients. Thread safety: calls on the engine's io thread; directories may be read from pool threads.
 /// Not its job: logins (registry asks for them through its own contract), exporting back to the client.
 module;
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -26,6 +28,8 @@ struct directory_request {
     std::vector<std::string> follow;         ///< paths whose links are followed and whose targets come too; empty: everything
     std::string shared_key_hint;             ///< tells directories of one client apart
     bool metadata_is_no_difference = false;  ///< local.differ=none: every file is sent anew
+    /// Told while the directory comes over a wire: bytes so far.
+    std::function<void(std::uint64_t)> on_bytes{};
 };
 
 class session {
@@ -40,6 +44,8 @@ public:
     virtual async::task<std::optional<std::string>> secret(std::string id) = 0;
     /// The path of an ssh agent's socket that the client lends under this id ("default"); empty: none.
     virtual async::task<std::optional<std::string>> ssh_agent(std::string id);
+    /// Another session of the same daemon, whose directories this one's build was told to use; null: this one knows no others.
+    virtual async::task<std::shared_ptr<session>> other(std::string id);
 };
 
 /// Where a local client keeps a secret: a file, or an environment variable of this process.

@@ -67,8 +67,12 @@ struct job_options {
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by store id
     std::shared_ptr<progress::sink> sink;
     std::vector<cache_entry> cache_to;  ///< exported by finish()
-    /// The frontend's attributes, when the client runs the frontend itself: what is to be attested stands among them.
+    /// The request as it came: the frontend (empty: the client runs it itself), its attributes, among which stands what is to be
+    /// attested, and its inputs.
+    std::string frontend{};
     std::map<std::string, std::string> attrs;
+    std::map<std::string, llb::definition> inputs{};
+    bool recorded = false;  ///< provenance is made for a record of the build, whatever is to be attested
 };
 
 class job {
@@ -87,8 +91,9 @@ public:
     struct source_facts {
         std::string checksum, ref, filename;
         std::int64_t modified = 0;
+        std::string commit_object;  ///< of a git repository, when asked for
     };
-    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name) = 0;
+    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool objects = false) = 0;
     /// Brings every ref about and hands it to the exporters. Without outputs only the former.
     virtual async::task<build_result> finish(job_result what, std::vector<output> outputs) = 0;
     virtual void warn(progress::warning what) = 0;
@@ -99,10 +104,12 @@ public:
         std::vector<llb::range> ranges;
     };
     struct failure {
-        digest vertex;
+        std::optional<digest> vertex;  ///< empty: the frontend did, for the text of a file
         llb::bytes op;
         std::map<std::string, std::string> description;
         std::vector<failure_source> sources;
+        /// What a client asked for and the frontend does not know, by BuildKit's kind: "Subrequest" or "FrontendCap".
+        std::string unknown_kind{}, unknown_name{};
     };
     [[nodiscard]] virtual std::optional<failure> failed() const = 0;
 };

@@ -8,6 +8,7 @@ module;
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -40,6 +41,7 @@ import cobuild.solver;
 import cobuild.source;
 import cobuild.state;
 import :types;
+import :calls;
 
 namespace cobuild::build {
 
@@ -76,6 +78,7 @@ struct parts {
     std::map<ops::network_kind, std::unique_ptr<cni::provider>> networks;
     async::single_flight<int, int> opening_network;
     std::unique_ptr<ops::environment> environment;
+    origins made_by;
 
     explicit parts(config::configuration c) : settings(std::move(c)) {}
     async::task<void> open(std::string root);
@@ -89,9 +92,13 @@ struct parts {
 class build_gateway final : public gateway::frontend_gateway {
 public:
     build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how)
-        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how) {}
+        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how), scope_(scope) {}
     async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
     async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
+    async::task<std::optional<std::int64_t>> source_time(llb::source_op source, std::string log_name) override;
+
+    std::map<std::string, std::string> local_sessions;  ///< whose a directory is, where it is not the build's own session's
+    frontend_call* note = nullptr;                      ///< outlives this, when given
 
 private:
     async::task<source::resolved_image> resolve(gateway::resolve_request& request, progress::writer shown);
@@ -101,6 +108,7 @@ private:
     std::shared_ptr<const registry::login> who_;
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
+    ops::build_scope scope_;
     std::map<std::string, digest> known_;  ///< what tags mean: asked once, however many platforms are built
 };
 
@@ -191,12 +199,12 @@ async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, 
                                                                       solver::solve_options options, std::shared_ptr<counting_sink> sink,
                                                                       build_result& counted, solved_graph* whole = nullptr);
 
-/// What provenance tells of a build, from its frontend's name and attributes (BuildKit's) and the graph: materials from its
-/// sources as `found` has them, secrets and agents from its steps. For the command line and the daemon alike.
-exporter::build_record make_record(std::string frontend, std::map<std::string, std::string> attrs, const llb::definition& graph,
-                                   const ops::found_sources& found, std::chrono::sys_time<nanoseconds> started);
 /// The attributes that a client of BuildKit would send for the request.
 std::map<std::string, std::string> frontend_attributes(const build_request& r, const frontend::request& converted);
+
+/// The Dockerfile frontend with BuildKit's attributes; sub-requests are answered in the metadata. `problem` is filled before it throws.
+async::task<frontend_result> run_dockerfile(parts& p, ops::build_scope scope, std::shared_ptr<progress::sink> sink, frontend_question q,
+                                            frontend_call& call, std::optional<frontend_problem>* problem);
 
 /// `text` is the Dockerfile's.
 void show_warnings(const std::vector<frontend::warning>& warnings, const std::string& text, const progress::writer& about);

@@ -100,6 +100,8 @@ struct build_result {
     std::map<std::string, std::string> exporter_response;  ///< BuildKit's keys, as --metadata-file holds them
     std::size_t steps = 0;
     std::size_t cached_steps = 0;
+    /// A job's, when it is recorded: SLSA provenance by platform (of a single result the key is empty), as JSON.
+    std::map<std::string, std::string> provenance{};
 };
 
 /// What can be asked about a build without doing it. Base images are looked up, nothing else is fetched or run.

@@ -128,7 +128,12 @@ async::task<std::string> take_result(bridge_call c, std::string bytes) {
     co_return wire::ReturnResponse().SerializeAsString();
 }
 
-async::task<std::string> no_inputs(bridge_call, std::string) { co_return wire::InputsResponse().SerializeAsString(); }
+/// What the client gave its own build.
+async::task<std::string> inputs_of(bridge_call c, std::string) {
+    wire::InputsResponse out;
+    for (const auto& [name, bytes] : c.b->inputs) (*out.mutable_definitions())[name] = bytes;
+    co_return out.SerializeAsString();
+}
 
 async::task<std::string> ping(bridge_call c, std::string) {
     wire::PongResponse out;
@@ -185,10 +190,11 @@ async::task<std::string> resolve_source(bridge_call c, std::string bytes) {
     if (id.starts_with("local://")) co_return out.SerializeAsString();
     if (id.starts_with("git://") || id.starts_with("http://") || id.starts_with("https://")) {
         const auto facts = co_await c.b->job->resolve_source({std::string(id), {r.source().attrs().begin(), r.source().attrs().end()}},
-                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name());
+                                                             r.log_name().empty() ? cat("resolve ", id) : r.log_name(), r.git().return_object());
         if (id.starts_with("git://")) {
             out.mutable_git()->set_checksum(facts.checksum);
             out.mutable_git()->set_ref(facts.ref);
+            out.mutable_git()->set_commit_object(facts.commit_object);
         } else {
             out.mutable_http()->set_checksum(facts.checksum);
             out.mutable_http()->set_filename(facts.filename);
@@ -337,7 +343,7 @@ method bridge_method(std::string_view name) {
         {"Evaluate", on_build(evaluate)},
         {"Ping", on_build(ping)},
         {"Return", on_build(take_result)},
-        {"Inputs", on_build(no_inputs)},
+        {"Inputs", on_build(inputs_of)},
         {"Warn", on_build(warn)},
     };
     const auto at = known.find(name);

@@ -72,10 +72,10 @@ rpc::code code_of(errc kind) {
 std::string sentence(const error& e, const std::optional<build::job::failure>& where) {
     const std::string_view text = e.what();
     const auto missing = text.find("\": not found");
-    if (!where || missing == std::string_view::npos) return std::string(text);
+    if (!where || !where->vertex || missing == std::string_view::npos) return std::string(text);
     const auto quote = text.rfind('"', missing - 1);
     if (quote == std::string_view::npos) return std::string(text);
-    return cat("failed to compute cache key: failed to calculate checksum of ref ", where->vertex.hex().substr(0, 25), ": ", text.substr(quote));
+    return cat("failed to compute cache key: failed to calculate checksum of ref ", where->vertex->hex().substr(0, 25), ": ", text.substr(quote));
 }
 
 }  // namespace
@@ -86,10 +86,12 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
     google::rpc::Status s;
     s.set_code(static_cast<int>(out.code));
     s.set_message(out.message);
-    json::object vertex;
-    vertex.set("digest", where->vertex.str());
     for (const auto& from : where->sources) add_detail(s, "errdefs.Source", source_detail(from));
-    add_detail(s, "errdefs.Vertex", std::move(vertex));
+    if (!where->unknown_kind.empty()) {
+        s.set_code(static_cast<int>(out.code = rpc::code::unimplemented));
+        add_detail(s, cat("errdefs.", where->unknown_kind), json::object{{"name", where->unknown_name}});
+    }
+    if (where->vertex) add_detail(s, "errdefs.Vertex", json::object{{"digest", where->vertex->str()}});
     out.details = s.SerializeAsString();
     return out;
 }

@@ -88,6 +88,7 @@ async::task<void> run_exports(std::shared_ptr<build_state> b, build::job_result 
     try {
         auto made = co_await b->job->finish(std::move(result), std::move(outputs));
         *response = std::move(made.exporter_response);
+        b->provenance = std::move(made.provenance);
     } catch (...) {
         failed = std::current_exception();
     }

@@ -69,7 +69,7 @@ std::shared_ptr<chain_value> chain_of(snapshot::chain chain, state::pin keep) {
 class tells_facts {
 public:
     virtual ~tells_facts() = default;
-    virtual async::task<source_facts> facts(solver::context ctx) = 0;
+    virtual async::task<source_facts> facts(solver::context ctx, bool objects) = 0;
 };
 
 /// A file behind a URL: with a checksum its key is known without asking, else the key is what the server gave.
@@ -101,9 +101,9 @@ public:
         co_return solver::run_result{.outputs = {chain_of(file.chain, file.keep)}};
     }
 
-    async::task<source_facts> facts(solver::context ctx) override {
+    async::task<source_facts> facts(solver::context ctx, bool) override {
         const auto file = co_await fetched(ctx);
-        co_return source_facts{.checksum = file.content.str(), .ref = {}, .filename = file.filename, .modified = file.modified};
+        co_return source_facts{.checksum = file.content.str(), .ref = {}, .filename = file.filename, .modified = file.modified, .commit_object = {}};
     }
 
     [[nodiscard]] bool counted() const noexcept override { return false; }
@@ -173,9 +173,11 @@ public:
         co_return solver::run_result{.outputs = {chain_of(std::move(tree.chain), std::move(tree.keep))}};
     }
 
-    async::task<source_facts> facts(solver::context ctx) override {
+    async::task<source_facts> facts(solver::context ctx, bool objects) override {
         const auto commit = co_await resolved(ctx);
-        co_return source_facts{.checksum = commit.id, .ref = commit.ref, .filename = {}};
+        source_facts out{.checksum = commit.id, .ref = commit.ref, .filename = {}, .modified = 0, .commit_object = {}};
+        if (objects) out.commit_object = co_await env_.git->commit_object(request_, commit, access(), ctx.progress);
+        co_return out;
     }
 
     [[nodiscard]] bool describe_is_work() const noexcept override { return !remote::is_commit(request_.ref); }
@@ -253,11 +255,11 @@ std::shared_ptr<solver::op> make_remote_op(const llb::op& what, environment& env
     return nullptr;
 }
 
-async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx) {
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool objects) {
     const auto op = make_source_op(what, env, scope);
     const auto teller = std::dynamic_pointer_cast<tells_facts>(op);
     if (!teller) throw error{errc::unsupported, cat("what ", std::get<llb::source_op>(what.what).identifier, " is now cannot be asked")};
-    co_return co_await teller->facts(std::move(ctx));
+    co_return co_await teller->facts(std::move(ctx), objects);
 }
 
 }  // namespace cobuild::ops

@@ -102,6 +102,7 @@ private:
 }  // namespace
 
 async::task<std::optional<std::string>> session::ssh_agent(std::string) { co_return std::nullopt; }
+async::task<std::shared_ptr<session>> session::other(std::string) { co_return nullptr; }
 
 std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options) {
     return std::make_shared<local_session>(pool, std::move(options));

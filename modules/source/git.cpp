@@ -95,6 +95,7 @@ struct git_repositories::state {
     async::task<locked_repository> open(const git_request& r, bool sha256);
     async::task<git_runner> runner(git_request r, git_access access, std::string repository);
     async::task<void> fetch(const git_runner& git, const git_request& r, const git_commit& c);
+    async::task<void> bring(const git_runner& git, const git_request& r, const git_commit& c, const std::string& path, progress::writer progress);
     async::task<void> plain_checkout(const git_runner& git, const git_commit& c, std::string into);
     async::task<void> full_checkout(const git_runner& git, const git_request& r, const git_commit& c, std::string into);
 };
@@ -255,16 +256,29 @@ std::string path_of(int fd) {
 
 }  // namespace
 
+/// With the commit in the repository.
+async::task<void> git_repositories::state::bring(const git_runner& git, const git_request& r, const git_commit& c, const std::string& path,
+                                                 progress::writer progress) {
+    if (!co_await directory.pool().run([&] { return ::access(cat(path, "/HEAD").c_str(), F_OK) == 0; }))
+        co_await git.must({"init", "--quiet", "--bare", cat("--object-format=", c.id.size() == 64 ? "sha256" : "sha1"), "--", path});
+    auto fetching = progress.begin(cat("fetching ", c.id));
+    co_await fetch(git, r, c);
+    fetching.done();
+}
+
+async::task<std::string> git_repositories::commit_object(git_request r, git_commit c, git_access access, progress::writer progress) {
+    auto s = state_;
+    const auto repository = co_await s->open(r, c.id.size() == 64);
+    const auto git = co_await s->runner(r, std::move(access), repository.path);
+    co_await s->bring(git, r, c, repository.path, progress);
+    co_return (co_await git.must({"cat-file", "commit", c.id})).out;
+}
+
 async::task<git_tree> git_repositories::checkout(git_request r, git_commit c, git_access access, progress::writer progress) {
     auto s = state_;
-    const bool sha256 = c.id.size() == 64;
-    const auto repository = co_await s->open(r, sha256);
+    const auto repository = co_await s->open(r, c.id.size() == 64);
     const auto git = co_await s->runner(r, std::move(access), repository.path);
-    if (!co_await s->directory.pool().run([&] { return ::access(cat(repository.path, "/HEAD").c_str(), F_OK) == 0; }))
-        co_await git.must({"init", "--quiet", "--bare", cat("--object-format=", sha256 ? "sha256" : "sha1"), "--", repository.path});
-    auto fetching = progress.begin(cat("fetching ", c.id));
-    co_await s->fetch(git, r, c);
-    fetching.done();
+    co_await s->bring(git, r, c, repository.path, progress);
 
     auto line = progress.begin(cat("checking out ", c.id));
     const auto time = co_await git.must({"show", "--no-patch", "--format=%ct", cat(c.id, "^{commit}")});

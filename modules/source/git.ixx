@@ -69,6 +69,8 @@ public:
     async::task<git_commit> resolve(git_request request, git_access access, progress::writer progress);
     /// The files of that commit.
     async::task<git_tree> checkout(git_request request, git_commit commit, git_access access, progress::writer progress);
+    /// The commit itself, as git keeps it: "tree ...", author, committer, message.
+    async::task<std::string> commit_object(git_request request, git_commit commit, git_access access, progress::writer progress);
     /// Removes the shared repositories that nobody uses now.
     async::task<void> clear();
 

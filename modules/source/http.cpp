@@ -49,13 +49,16 @@ struct exchange {
     http::url at;
 };
 
-/// IMF-fixdate (RFC 9110 5.6.7); the older two forms do not count.
+/// The three forms of RFC 9110 5.6.7, the middle one with UTC for GMT as well, as Go's servers write it. (Its years of two digits
+/// from 69 on are the last century's to strptime: no file has a time in the future of that.)
 std::int64_t parse_http_date(std::string_view text) {
-    std::tm when{};
     const std::string copy(text);
-    const char* end = ::strptime(copy.c_str(), "%a, %d %b %Y %H:%M:%S GMT", &when);
-    if (end == nullptr || *end != '\0') return 0;
-    return std::max<std::int64_t>(0, ::timegm(&when));
+    for (const char* form : {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S UTC", "%a %b %e %H:%M:%S %Y"}) {
+        std::tm when{};
+        const char* end = ::strptime(copy.c_str(), form, &when);
+        if (end != nullptr && *end == '\0') return std::max<std::int64_t>(0, ::timegm(&when));
+    }
+    return 0;
 }
 
 /// A name that is one component and harmless, or nothing.
