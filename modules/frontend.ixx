@@ -25,8 +25,21 @@ import cobuild.gateway;
 
 export namespace cobuild::frontend {
 
-/// Converts; see the head of this file.
-async::task<result> convert(request r, gateway::frontend_gateway& engine);
+/// The version of docker/dockerfile whose language this is.
+inline constexpr std::string_view language_version = "1.26.0";
+
+/// Converts; see the head of this file. `found` gets the warnings, also when it throws.
+async::task<result> convert(request r, gateway::frontend_gateway& engine, std::vector<warning>* found = nullptr);
+
+/// An error of the request's Dockerfile as BuildKit's clients know it: a mistake in an instruction begins with "dockerfile parse
+/// error on line 4: ", and the lines of the whole instruction are told, one range a line. Without ranges: no error of the file.
+struct told_error {
+    error what;
+    std::vector<llb::range> ranges;
+};
+told_error told(const request& r, const error& e);
+/// The Dockerfile as steps' places name it, with the graph that it is read from.
+llb::source_info source_of(const request& r);
 
 /// The ops that a remote context of the request is made of, each the only input of the next; the last one is the context.
 /// For who wants a file of it (its Dockerfile) before the conversion.

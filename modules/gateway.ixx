@@ -3,6 +3,7 @@
 /// A contract only: the engine implements it for one build (its session, its login, its platforms), tests fake it. Calls
 /// come from the engine's executor and may run at the same time. What is not here a frontend cannot do.
 module;
+#include <cstdint>
 #include <optional>
 #include <string>
 
@@ -10,6 +11,7 @@ export module cobuild.gateway;
 
 import cobuild.base;
 import cobuild.async;
+import cobuild.llb;
 import cobuild.oci;
 
 export namespace cobuild::gateway {
@@ -42,6 +44,10 @@ public:
     /// A small file (at most 16 MiB) of a context the client offers: "dockerfile" or "context", path relative to its root.
     /// Empty when there is no such file.
     virtual async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) = 0;
+
+    /// When what a git or http source names was last changed, in seconds since 1970: a commit's time, a file's Last-Modified,
+    /// else the newest file of the archive it is. Empty when nothing says so, and for other sources.
+    virtual async::task<std::optional<std::int64_t>> source_time(llb::source_op source, std::string log_name);
 
 protected:
     frontend_gateway() = default;

@@ -54,6 +54,10 @@ class graph {
 public:
     /// `where` are ranges in source `set_source` tells; several adds of one vertex keep all of them.
     input add(const op& o, op_metadata meta = {}, std::vector<range> where = {});
+    /// All that `d` is made of, byte for byte and with what is known of it; its result, or nothing when it is empty. A source
+    /// that is here already is not told twice. Throws as load() does.
+    std::optional<input> add(const definition& d);
+    /// The first source. To be called before anything is added.
     void set_source(source_info info);
     [[nodiscard]] std::size_t size() const noexcept { return entries_.size(); }
     /// What `result` needs, in an order in which inputs come first, and the terminal. Without a result ("scratch") it is
@@ -71,7 +75,7 @@ private:
     };
     std::vector<entry> entries_;
     std::unordered_map<digest, std::size_t> index_;
-    std::optional<source_info> source_;
+    std::vector<source_info> sources_;
 };
 
 struct vertex {

@@ -47,8 +47,9 @@ struct source_facts {
     std::string filename;       ///< of a file
     std::int64_t modified = 0;  ///< of a file: Last-Modified, seconds since 1970; 0: not known
 };
-/// Asks now; a later solve in the same scope does not ask again. Throws errc::unsupported for other sources.
-async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool with_objects = false);
+/// Asks now; a later solve in the same scope does not ask again. `objects`: a git commit is fetched. Throws errc::unsupported for
+/// other sources.
+async::task<source_facts> look_at_source(llb::op what, environment& env, build_scope scope, solver::context ctx, bool objects = false);
 
 /// What a container that a client asked for stands on. Its cache directories are locked and its layers there until `held` goes; what
 /// is written to them is dropped.

@@ -28,6 +28,8 @@ struct directory_request {
     std::vector<std::string> follow;         ///< paths whose links are followed and whose targets come too; empty: everything
     std::string shared_key_hint;             ///< tells directories of one client apart
     bool metadata_is_no_difference = false;  ///< local.differ=none: every file is sent anew
+    /// Told while the directory comes over a wire: bytes so far.
+    std::function<void(std::uint64_t)> on_bytes{};
 };
 
 /// Gets a blob's or file's bytes piece by piece, in their order.
@@ -62,6 +64,8 @@ public:
     virtual std::shared_ptr<blob_store> blobs(std::string id);
     /// What the client sends when it is asked for a path (a context from its standard input); false: it sends nothing so.
     virtual async::task<bool> upload(std::string path, piece_sink to);
+    /// Another session of the same daemon, whose directories this one's build was told to use; null: this one knows no others.
+    virtual async::task<std::shared_ptr<session>> other(std::string id);
 };
 
 /// Where a local client keeps a secret: a file, or an environment variable of this process.

@@ -208,9 +208,10 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         in.platform = oci::normalize(c.platform);
         in.epoch = c.epoch ? c.epoch : r.source_date_epoch;
         if (attested.provenance)
-            in.attestations.push_back(
-                exporter::make_provenance(*attested.provenance, make_record(frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
-                                                                            frontend_attributes(r, request), c.graph, *inputs.scope.found, started)));
+            in.attestations.push_back(exporter::make_provenance(
+                *attested.provenance, make_record({.frontend = frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
+                                                   .attrs = frontend_attributes(r, request)},
+                                                  c.graph, {}, *inputs.scope.found, started, p.settings)));
         what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
     }
     cache_source cached{.report = report,

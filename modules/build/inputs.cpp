@@ -169,6 +169,14 @@ void name_contexts(const build_request& r, frontend::request& request, session::
 }  // namespace
 
 /// The tree of a remote context, to read the Dockerfile in.
+async::task<std::shared_ptr<snapshot::view>> solve_tree(parts& p, llb::definition what, const ops::build_scope& scope,
+                                                        std::shared_ptr<progress::sink> sink) {
+    auto graph = ops::make_graph(llb::load(what), *p.environment, scope);
+    auto solved = co_await p.solver->solve(graph.vertices, {graph.result.value()}, std::move(sink), {});
+    const auto value = co_await ops::as_chain_value(*p.environment, solved.at(0));
+    co_return std::make_shared<snapshot::view>(co_await p.snapshots->view(value->chain));
+}
+
 async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build_inputs& in, std::string shown_name,
                                                            std::shared_ptr<progress::sink> sink) {
     llb::graph g;
@@ -181,10 +189,7 @@ async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build
     }
     auto definition = g.finish(*last);
     if (in.check) definition = co_await check_sources(std::move(definition), in.check);
-    auto graph = ops::make_graph(llb::load(definition), *p.environment, in.scope);
-    auto solved = co_await p.solver->solve(graph.vertices, {graph.result.value()}, std::move(sink), {});
-    const auto value = co_await ops::as_chain_value(*p.environment, solved.at(0));
-    co_return std::make_shared<snapshot::view>(co_await p.snapshots->view(value->chain));
+    co_return co_await solve_tree(p, std::move(definition), in.scope, std::move(sink));
 }
 
 /// The Dockerfile of a remote context. A URL that gave a single file means that this is the Dockerfile.
@@ -197,7 +202,7 @@ void read_remote_definition(const build_request& r, const fs::root& tree, fronte
     std::string path = r.dockerfile.empty() ? "Dockerfile" : r.dockerfile.string();
     auto text = read(path);
     if (!text && r.dockerfile.empty()) text = read(path = "dockerfile");
-    if (!text && r.dockerfile.empty() && !out.context_archive.empty() && tree.list("") == std::vector<std::string>{out.context_archive})
+    if (!text && !out.context_archive.empty() && tree.list("") == std::vector<std::string>{out.context_archive})
         text = read(path = out.context_archive);
     if (!text)
         throw error{errc::not_found, r.dockerfile.empty() ? std::string("there is no Dockerfile in the build context; name one with --file")
@@ -265,6 +270,9 @@ async::task<build_inputs> open_inputs(parts& p, build_request r, std::shared_ptr
         const bool keep_git_dir = keep != r.build_args.end() && (keep->second == "1" || keep->second == "true");
         if (!frontend::set_remote_context(in.request, r.remote_context, keep_git_dir))
             throw error{errc::invalid, cat("the context ", quoted(r.remote_context), " is neither a git repository nor a URL")};
+        const auto epoch = r.build_args.find("SOURCE_DATE_EPOCH");
+        const bool timed = r.source_date_epoch || (epoch != r.build_args.end() && !epoch->second.empty());
+        if (timed && in.request.context_archive.empty()) in.request.remote_context->attrs["git.mtime"] = "commit";
     }
     if (!r.context.empty()) {
         session.directories["context"] = r.context;

@@ -20,21 +20,14 @@ module;
 
 module cobuild.build;
 
-import cobuild.frontend;
 import cobuild.fs;
 import cobuild.json;
 import cobuild.llb;
-import cobuild.remote;
 import cobuild.remotecache;
 import :container;
 import :parts;
 
 namespace cobuild::build {
-
-// Bodies in inputs.cpp.
-async::task<std::shared_ptr<snapshot::view>> solve_context(parts& p, const build_inputs& in, std::string shown_name,
-                                                           std::shared_ptr<progress::sink> sink);
-void read_remote_definition(const build_request& r, const fs::root& tree, frontend::request& out);
 
 namespace {
 
@@ -61,17 +54,17 @@ struct job_state {
     std::vector<remotecache::export_options> cache_to;
     std::vector<cache_entry> cache_from;
     async::single_flight<std::size_t, std::vector<std::shared_ptr<solver::remote_cache>>> importing;
-    /// What the last frontend was asked, for provenance.
-    std::string frontend;
-    std::map<std::string, std::string> attrs;
+    /// The client, and below it the frontends it asked.
+    std::shared_ptr<frontend_call> root = std::make_shared<frontend_call>();
     std::chrono::sys_time<nanoseconds> started = std::chrono::time_point_cast<nanoseconds>(std::chrono::system_clock::now());
 };
 
-/// What the client wants attested of a result. (BuildKit's daemon tells all where no mode is named.)
-void attest(const job_state& s, const llb::definition& graph, exporter::input& in) {
-    const auto wanted = exporter::parse_attests(exporter::attests_of(s.attrs), true);
-    if (!wanted.provenance) return;
-    in.attestations.push_back(exporter::make_provenance(*wanted.provenance, make_record(s.frontend, s.attrs, graph, *s.scope.found, s.started)));
+/// What the client wants attested. (BuildKit's daemon tells all where no mode is named.)
+exporter::attest_request attests(const job_state& s) { return exporter::parse_attests(exporter::attests_of(s.options.attrs), true); }
+
+bool tells_layers(const job_state& s) {
+    const auto wanted = attests(s).provenance;
+    return wanted && wanted->max;
 }
 
 /// Whose caches of type local are meant: a client's (one that lends nothing when it has no session), or this machine's (null).
@@ -96,10 +89,19 @@ async::task<std::vector<std::shared_ptr<solver::remote_cache>>> imported_caches(
 
 class job_ref final : public chain_ref, public std::enable_shared_from_this<job_ref> {
 public:
-    job_ref(std::shared_ptr<job_state> state, llb::definition what, source_check check)
-        : chain_ref(state->p), state_(std::move(state)), what_(std::move(what)), check_(std::move(check)) {}
+    job_ref(std::shared_ptr<job_state> state, llb::definition what, std::shared_ptr<frontend_call> by, source_check check)
+        : chain_ref(state->p),
+          state_(std::move(state)),
+          call_(std::move(by)),
+          noted_(std::make_shared<noted_graph>(noted_graph{std::move(what)})),
+          check_(std::move(check)) {
+        call_->graphs.push_back(noted_);
+    }
 
-    [[nodiscard]] const llb::definition& definition() const noexcept override { return what_; }
+    [[nodiscard]] const llb::definition& definition() const noexcept override { return noted_->graph; }
+    /// Who asked for it, and what of it is told there.
+    [[nodiscard]] const frontend_call& call() const noexcept { return *call_; }
+    [[nodiscard]] const noted_graph* noted() const noexcept { return noted_.get(); }
 
     /// What an export of the cache is made of; filled by the solve when the job has one.
     cache_source cached;
@@ -107,34 +109,36 @@ public:
     /// The chain, brought about once.
     async::task<std::shared_ptr<ops::chain_value>> value() override {
         if (!value_) value_ = co_await once_.run(0, [self = shared_from_this()] { return self->bring(); });
+        noted_->brought = true;
         co_return value_;
     }
 
 private:
     async::task<std::shared_ptr<ops::chain_value>> bring() {
         auto& p = state_->p;
-        if (check_) what_ = co_await check_sources(std::move(what_), check_);
-        const auto loaded = llb::load(what_);
-        check_entitlements(state_->options.allow, what_, loaded);
+        auto& graph_told = noted_->graph;
+        if (check_) graph_told = co_await check_sources(std::move(graph_told), check_);
+        const auto loaded = llb::load(graph_told);
+        check_entitlements(state_->options.allow, graph_told, loaded);
         auto scope = state_->scope;
         scope.renewed = std::make_shared<std::set<std::string>>();
         auto graph = ops::make_graph(loaded, *p.environment, std::move(scope));
         if (!graph.result) co_return std::make_shared<ops::chain_value>();
         auto sink = std::make_shared<counting_sink>(state_->sink);
         solver::solve_options options{.no_cache = false, .runs = state_->runs, .caches = co_await imported_caches(state_)};
-        if (!state_->cache_to.empty()) options.report = cached.report = std::make_shared<std::vector<solver::solved>>();
+        if (!state_->cache_to.empty() || tells_layers(*state_)) options.report = cached.report = std::make_shared<std::vector<solver::solved>>();
         cached.graph = graph.vertices;
         cached.target = graph.result;
         std::exception_ptr failed;
         solver::result solved;
         try {
-            solved = co_await solve(p, std::move(graph.vertices), *graph.result, what_, std::move(options), sink);
+            solved = co_await solve(p, std::move(graph.vertices), *graph.result, graph_told, std::move(options), sink);
         } catch (...) {
             failed = std::current_exception();
         }
         if (failed) {
-            if (auto place = place_of(what_, sink->failed())) {
-                if (const auto left = state_->scope.failures->extract(place->vertex)) keep_left(left.mapped(), *place);
+            if (auto place = place_of(graph_told, sink->failed())) {
+                if (const auto left = state_->scope.failures->extract(*place->vertex)) keep_left(left.mapped(), *place);
                 state_->failed = std::move(place);
             }
             std::rethrow_exception(failed);
@@ -150,7 +154,8 @@ private:
     }
 
     std::shared_ptr<job_state> state_;
-    llb::definition what_;
+    std::shared_ptr<frontend_call> call_;
+    std::shared_ptr<noted_graph> noted_;
     source_check check_;
     std::shared_ptr<ops::chain_value> value_;
     async::single_flight<int, std::shared_ptr<ops::chain_value>> once_;
@@ -165,12 +170,12 @@ class job_impl final : public job, public std::enable_shared_from_this<job_impl>
 public:
     job_impl(parts& p, job_options options) : state_(std::make_shared<job_state>(p, std::move(options))) {
         state_->cache_to = parse_cache_to(state_->options.cache_to);
-        state_->attrs = state_->options.attrs;
+        (void)attests(*state_);  // what cannot be attested is refused before anything runs
+        state_->root->asked = std::make_shared<exporter::asked_request>();
     }
 
     std::shared_ptr<ref> define(llb::definition what, std::vector<policy::policy> policies) override {
-        if (what.ops.empty()) return nullptr;
-        return std::make_shared<job_ref>(state_, std::move(what), check_of(state_, std::move(policies)));
+        return make_ref(std::move(what), state_->root, std::move(policies));
     }
 
     async::task<job_result> run_frontend(std::string name, std::map<std::string, std::string> attrs,
@@ -180,19 +185,14 @@ public:
             throw error{errc::unsupported, "the development gateway is not supported, nor is it by BuildKit any longer"};
         if (name == "gateway.v0" && source.empty()) throw error{errc::invalid, "no source specified for gateway"};
         if (name == "gateway.v0" && source != "dockerfile.v0") {
-            state_->frontend = name;
-            state_->attrs = attrs;
+            note_call(name, attrs, inputs);
             return run_foreign(state_->p, shared_from_this(), {source, std::move(attrs), std::move(inputs)}, std::nullopt);
         }
         if (name != "dockerfile.v0" && name != "gateway.v0")
             throw error{errc::unsupported, cat("there is no frontend ", quoted(name), "; dockerfile.v0 and gateway.v0 are known")};
         if (!state_->p.settings.frontend.dockerfile_enabled.value_or(true))
             throw error{errc::permission, "the frontend dockerfile.v0 is switched off by the configuration"};
-        (void)exporter::parse_attests(exporter::attests_of(attrs), true);  // what cannot be attested is refused before anything runs
-        state_->frontend = name;
-        state_->attrs = attrs;
-        if (!inputs.empty()) throw error{errc::unsupported, "inputs of the Dockerfile frontend are not supported yet"};
-        return dockerfile(std::move(attrs));
+        return dockerfile(std::move(name), std::move(attrs), std::move(inputs));
     }
 
     [[nodiscard]] const std::string& id() const noexcept override { return state_->options.id; }
@@ -217,22 +217,20 @@ public:
         co_return co_await gateway->resolve_image_config(std::move(request));
     }
 
-    async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool with_objects) override {
+    async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool objects) override {
         const auto state = state_;
-        co_return co_await shown<source_facts>(
-            state->sink, "resolve", name, [state, what, with_objects](progress::writer w) -> async::task<source_facts> {
-                llb::op op;
-                op.what = what;
-                auto found =
-                    co_await ops::look_at_source(std::move(op), *state->p.environment, state->scope, {.progress = w, .cancelled = {}}, with_objects);
-                co_return source_facts{.checksum = std::move(found.checksum),
-                                       .commit = std::move(found.commit),
-                                       .ref = std::move(found.ref),
-                                       .filename = std::move(found.filename),
-                                       .commit_object = std::move(found.commit_object),
-                                       .tag_object = std::move(found.tag_object),
-                                       .modified = found.modified};
-            });
+        co_return co_await shown<source_facts>(state->sink, "resolve", name, [state, what, objects](progress::writer w) -> async::task<source_facts> {
+            llb::op op;
+            op.what = what;
+            auto found = co_await ops::look_at_source(std::move(op), *state->p.environment, state->scope, {.progress = w, .cancelled = {}}, objects);
+            co_return source_facts{.checksum = std::move(found.checksum),
+                                   .commit = std::move(found.commit),
+                                   .ref = std::move(found.ref),
+                                   .filename = std::move(found.filename),
+                                   .commit_object = std::move(found.commit_object),
+                                   .tag_object = std::move(found.tag_object),
+                                   .modified = found.modified};
+        });
     }
 
     async::task<build_result> finish(job_result what, std::vector<output> outputs) override {
@@ -241,7 +239,7 @@ public:
         for (const auto& [key, r] : what.refs)
             if (r) all.push_back(r->evaluate());
         co_await async::when_all(std::move(all));
-        if (const auto wanted = exporter::parse_attests(exporter::attests_of(state_->attrs), true); wanted.sbom && !outputs.empty())
+        if (const auto wanted = attests(*state_); wanted.sbom && !outputs.empty())
             co_await add_sboms(what, *wanted.sbom,
                                {.resolve = [this](gateway::resolve_request q) { return resolve_image(std::move(q)); },
                                 .define = [this](llb::definition d) { return define(std::move(d), {}); }});
@@ -264,15 +262,16 @@ public:
             for (const auto& name : {key, key.empty() && platforms.size() == 1 ? platforms.front().first : key})
                 if (const auto given = what.attestations.find(name); in.attestations.empty() && given != what.attestations.end())
                     in.attestations = co_await read_attestations(given->second);
-            attest(*state_, r ? r->definition() : llb::definition{}, in);
             cache_source cached;
-            if (const auto mine = std::dynamic_pointer_cast<chain_ref>(r)) {
-                const auto value = co_await mine->value();
+            const auto mine = std::dynamic_pointer_cast<job_ref>(r);
+            if (const auto any = std::dynamic_pointer_cast<chain_ref>(r)) {
+                const auto value = co_await any->value();
                 in.root = value->chain;
                 keep.push_back(value->keep);
             }
-            if (const auto mine = std::dynamic_pointer_cast<job_ref>(r)) cached = mine->cached;
+            if (mine) cached = mine->cached;
             cached.client = client_of_caches(*state_);
+            co_await attest(what, key, mine.get(), in, out);
             cached.in = in;
             caches.push_back(std::move(cached));
             made.list.push_back({.platform = key.empty() ? oci::format(in.platform) : key, .in = std::move(in)});
@@ -322,6 +321,106 @@ public:
     }
 
 private:
+    std::shared_ptr<ref> make_ref(llb::definition what, std::shared_ptr<frontend_call> by, std::vector<policy::policy> policies) {
+        if (what.ops.empty()) return nullptr;
+        return std::make_shared<job_ref>(state_, std::move(what), std::move(by), check_of(state_, std::move(policies)));
+    }
+
+    /// The exporter's word, even an empty one, comes before what the frontend found.
+    static std::optional<std::int64_t> epoch_of(const std::vector<output>& outputs, std::string found) {
+        for (const auto& o : outputs) {
+            const auto at = o.attributes.find("source-date-epoch");
+            if (at == o.attributes.end()) continue;
+            found = at->second;
+            break;
+        }
+        return found.empty() ? std::nullopt : std::optional<std::int64_t>(std::strtoll(found.c_str(), nullptr, 10));
+    }
+
+    /// What is told of a result, for its consumers and for the record of the build.
+    async::task<void> attest(const job_result& all, std::string key, job_ref* mine, exporter::input& in, build_result& out) {
+        const auto wanted = attests(*state_).provenance;
+        if (!wanted && !state_->options.recorded) co_return;
+        std::set<const noted_graph*> results;
+        for (const auto& [unused, r] : all.refs)
+            if (const auto one = std::dynamic_pointer_cast<job_ref>(r)) results.insert(one->noted());
+        const auto& call = mine != nullptr ? mine->call() : last_call();
+        std::vector<const llb::definition*> also;
+        std::set<std::string> locals;
+        add_call(call, results, also, locals);
+        auto record = make_record(*call.asked, mine != nullptr ? mine->definition() : llb::definition{}, also, *state_->scope.found, state_->started,
+                                  state_->p.settings);
+        locals.insert(record.locals.begin(), record.locals.end());
+        record.locals.assign(locals.begin(), locals.end());
+        record.complete = record.complete && locals.empty();
+        if (mine != nullptr && mine->cached.report)
+            record.layers = co_await layers_of(*mine->cached.report, record, in.root, state_->cache_from.empty());
+        if (state_->options.recorded) out.provenance[key] = exporter::make_provenance({.max = true}, record).predicate;
+        if (wanted) in.attestations.push_back(exporter::make_provenance(*wanted, record));
+    }
+
+    /// An empty result has no graph; the frontend asked last, if any, made it.
+    const frontend_call& last_call() const { return state_->root->calls.empty() ? *state_->root : *state_->root->calls.back(); }
+
+    /// Notes a request to a frontend, for who wants to know later what made the result.
+    std::shared_ptr<frontend_call> note_call(std::string name, std::map<std::string, std::string> attrs,
+                                             const std::map<std::string, llb::definition>& inputs) {
+        const auto& o = state_->options;
+        // A frontend that the client asks for during its own build: who looks at the result learns of both requests.
+        std::shared_ptr<const exporter::asked_request> client;
+        if (o.frontend.empty() && (!o.attrs.empty() || !o.inputs.empty()))
+            client = note_request("", client_attrs(o.attrs), o.inputs, state_->p.made_by, {});
+        if (client && client->attrs.empty() && client->inputs.empty()) client.reset();
+        auto call = std::make_shared<frontend_call>();
+        call->asked = note_request(std::move(name), std::move(attrs), inputs, state_->p.made_by, client);
+        state_->root->calls.push_back(call);
+        return call;
+    }
+
+    async::task<job_result> dockerfile(std::string name, std::map<std::string, std::string> attrs, std::map<std::string, llb::definition> inputs) {
+        if (auto caches = named_caches(attrs); !caches.empty()) import_caches(std::move(caches));
+        // gateway.v0 only leads to this one.
+        auto told = attrs;
+        if (name == "gateway.v0")
+            for (const auto* key : {"source", "cmdline"}) told.erase(key);
+        const auto call = note_call("dockerfile.v0", std::move(told), inputs);
+        std::optional<frontend_problem> problem;
+        std::exception_ptr failed;
+        frontend_result found;
+        try {
+            found = co_await run_dockerfile(state_->p, state_->scope, state_->sink, {attrs, inputs, check_of(state_, {}), state_->options.policies},
+                                            *call, &problem);
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed) {
+            if (problem) {
+                state_->failed = failure{.vertex = {},
+                                         .op = {},
+                                         .description = {},
+                                         .sources = {},
+                                         .unknown_kind = problem->unknown_kind,
+                                         .unknown_name = problem->unknown_name};
+                if (!problem->ranges.empty()) state_->failed->sources = {{problem->file, problem->ranges}};
+            }
+            std::rethrow_exception(failed);
+        }
+        if (found.foreign) {
+            attrs["cmdline"] = found.foreign->cmdline;
+            attrs["source"] = found.foreign->image;
+            co_return co_await run_foreign(state_->p, shared_from_this(), {found.foreign->image, std::move(attrs), std::move(inputs)},
+                                           found.foreign->where);
+        }
+        job_result out;
+        out.map = found.map;
+        out.metadata = std::move(found.metadata);
+        for (auto& [key, graph] : found.graphs) {
+            state_->p.made_by.add(graph, call->asked);
+            out.refs[key] = make_ref(std::move(graph), call, {});
+        }
+        co_return out;
+    }
+
     /// What the exporters get of one ref but its root.
     exporter::input input_of(const job_result& what, const std::string& key, const result_platforms& platforms, const std::vector<output>& outputs) {
         exporter::input in;
@@ -333,12 +432,7 @@ private:
         const auto known = std::find_if(platforms.begin(), platforms.end(), [&](const auto& p) { return p.first == key; });
         in.platform = known != platforms.end() ? known->second : platform_of_config(in.config);
         in.base_config = get(what.metadata, key.empty() ? "containerimage.base.config" : cat("containerimage.base.config/", key));
-        // The build argument comes before what the frontend found.
-        std::vector<std::string> epochs;
-        for (const auto& o : outputs) epochs.push_back(get(o.attributes, "source-date-epoch"));
-        epochs.push_back(get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
-        for (const auto& epoch : epochs)
-            if (!epoch.empty() && !in.epoch) in.epoch = std::strtoll(epoch.c_str(), nullptr, 10);
+        in.epoch = epoch_of(outputs, get(what.metadata, key.empty() ? "source.date.epoch" : cat("source.date.epoch/", key)));
         return in;
     }
 
@@ -356,100 +450,14 @@ private:
         }
     }
 
-    static source::freshness freshness_of(gateway::resolve_mode mode) {
-        return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
-    }
+}
 
-    async::task<job_result> dockerfile(std::map<std::string, std::string> attrs) {
-        auto asked = frontend::parse_attrs(attrs);
-        asked.build.build_platform = oci::host_platform();
-        convert_contexts(asked.build.named_contexts, state_->options.policies);
-        build_gateway gateway(state_->p, state_->scope, state_->sink, freshness_of(asked.build.resolve), check_of(state_, {}));
-        const auto name = cat("[internal] load build definition from ", asked.build.dockerfile_name);
-        const auto context = get(attrs, "context");
-        const bool keep_git_dir =
-            get(attrs, "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR") == "1" || get(attrs, "build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR") == "true";
-        if (!context.empty() && !frontend::set_remote_context(asked.build, context, keep_git_dir)) asked.build.context_name = context;
-        auto request = co_await shown<frontend::request>(state_->sink, "load", name,
-                                                         [&](progress::writer) { return read_definition(asked.build, attrs, gateway); });
-        if (!attrs.contains("cmdline"))
-            if (const auto foreign = frontend::wanted_frontend(request)) {
-                attrs["cmdline"] = foreign->cmdline;
-                attrs["source"] = foreign->image;
-                co_return co_await run_foreign(state_->p, shared_from_this(), {foreign->image, std::move(attrs), {}}, foreign->where);
-            }
-        if (const auto id = get(attrs, "requestid"); !id.empty()) co_return co_await answer_request(id, std::move(request), gateway);
-        auto platforms = asked.platforms;
-        request.emulated = co_await emulated_for(state_->p, request, platforms);
-        job_result out;
-        out.map = request.multi_platform;
-        if (platforms.empty()) platforms.emplace_back();
-        std::vector<oci::platform> made;
-        for (const auto& platform : platforms) {
-            auto one = request;
-            if (!asked.platforms.empty()) one.target_platform = platform;
-            auto converted = co_await frontend::convert(std::move(one), gateway);
-            // What is wrong for one platform is wrong for all.
-            if (made.empty())
-                show_warnings(converted.warnings, request.dockerfile,
-                              progress::writer(state_->sink, {.id = progress::internal_id("load", name), .name = ""}));
-            const auto id = oci::format(oci::normalize(converted.platform));
-            const auto key = out.map ? id : std::string();
-            const auto suffix = out.map ? cat("/", id) : std::string();
-            made.push_back(oci::normalize(converted.platform));
-            out.metadata[cat("containerimage.config", suffix)] = converted.image_config;
-            if (!converted.base_config.empty()) out.metadata[cat("containerimage.base.config", suffix)] = converted.base_config;
-            if (converted.epoch) out.metadata[cat("source.date.epoch", suffix)] = cat(*converted.epoch);
-            out.refs[key] = define(std::move(converted.graph), {});
-        }
-        out.metadata["refs.platforms"] = platforms_json(made);
-        co_return out;
-    }
+static source::freshness
+freshness_of(gateway::resolve_mode mode) {
+    return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
+}
 
-    /// From the client's directory, or a remote context unless the client gives a directory for the Dockerfile alone.
-    async::task<frontend::request> read_definition(frontend::request request, std::map<std::string, std::string> attrs, build_gateway& gateway) {
-        if (!request.remote_context || attrs.contains("dockerfilekey")) return frontend::read_sources(std::move(request), gateway);
-        return read_remote(std::move(request), attrs.contains("filename"), get(attrs, "context"));
-    }
-    async::task<frontend::request> read_remote(frontend::request request, bool named, std::string context) {
-        build_inputs in{.request = std::move(request), .scope = state_->scope, .keep = {}, .check = check_of(state_, {})};
-        const auto tree = co_await solve_context(state_->p, in, remote::redacted(context), state_->sink);
-        build_request r;
-        if (named) r.dockerfile = in.request.dockerfile_name;
-        co_await state_->p.runtime.pool().run([&] { read_remote_definition(r, fs::root(tree->mount().duplicate()), in.request); });
-        co_return std::move(in.request);
-    }
-
-    async::task<job_result> answer_request(std::string id, frontend::request request, build_gateway& gateway) {
-        job_result out;
-        out.refs[""] = nullptr;
-        if (id == "frontend.subrequests.describe") {
-            out.metadata["result.json"] =
-                R"([{"name":"frontend.outline","version":"1.0.0","type":"rpc","description":"List all parameters current build target supports"},)"
-                R"({"name":"frontend.targets","version":"1.0.0","type":"rpc","description":"List all targets current build supports"},)"
-                R"({"name":"frontend.lint","version":"1.0.0","type":"rpc","description":"Check a Dockerfile without building it"},)"
-                R"({"name":"frontend.subrequests.describe","version":"1.0.0","type":"rpc","description":"List available subrequest types"}])";
-            out.metadata["result.txt"] = "frontend.outline\nfrontend.targets\nfrontend.lint\nfrontend.subrequests.describe\n";
-            out.metadata["version"] = "1.0.0";
-            co_return out;
-        }
-        frontend::answer found;
-        if (id == "frontend.outline")
-            found = co_await frontend::show_outline(std::move(request), gateway);
-        else if (id == "frontend.targets")
-            found = frontend::show_targets(request);
-        else if (id == "frontend.lint")
-            found = co_await frontend::check(std::move(request), gateway);
-        else
-            throw error{errc::unsupported, cat("the request ", quoted(id), " is not supported")};
-        out.metadata["result.json"] = found.json;
-        out.metadata["result.txt"] = found.text;
-        out.metadata["version"] = "1.0.0";
-        if (id == "frontend.lint") out.metadata["result.statuscode"] = cat(found.status);
-        co_return out;
-    }
-
-    std::shared_ptr<job_state> state_;
+std::shared_ptr<job_state> state_;
 };
 
 }  // namespace

@@ -90,8 +90,12 @@ struct job_options {
     std::map<std::string, std::filesystem::path> layouts;  ///< OCI layouts of the client by store id
     std::shared_ptr<progress::sink> sink;
     std::vector<cache_entry> cache_to;  ///< exported by finish()
-    /// The frontend's attributes, when the client runs the frontend itself: what is to be attested stands among them.
+    /// The request as it came: the frontend (empty: the client runs it itself), its attributes, among which stands what is to be
+    /// attested, and its inputs.
+    std::string frontend{};
     std::map<std::string, std::string> attrs;
+    std::map<std::string, llb::definition> inputs{};
+    bool recorded = false;                 ///< provenance is made for a record of the build, whatever is to be attested
     std::vector<policy::policy> policies;  ///< asked about every source
     source_verifier verify;                ///< asked after them, at most 10 times a source; none: all may be used
     bool local_caches_of_client = false;   ///< caches of type local are in the client's stores, never in directories here
@@ -181,7 +185,7 @@ public:
         std::string checksum, commit, ref, filename, commit_object, tag_object;  ///< see ops::source_facts
         std::int64_t modified = 0;
     };
-    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool with_objects) = 0;
+    virtual async::task<source_facts> resolve_source(llb::source_op what, std::string name, bool objects = false) = 0;
     /// Brings every ref about and hands it to the exporters. Without outputs only the former.
     virtual async::task<build_result> finish(job_result what, std::vector<output> outputs) = 0;
     virtual void warn(progress::warning what) = 0;
@@ -194,15 +198,17 @@ public:
         std::vector<llb::range> ranges;
     };
     struct failure {
-        digest vertex;
+        std::optional<digest> vertex;  ///< empty: the frontend did, for the text of a file
         llb::bytes op;
         std::map<std::string, std::string> description;
         std::vector<failure_source> sources;
+        /// What a client asked for and the frontend does not know, by BuildKit's kind: "Subrequest" or "FrontendCap".
+        std::string unknown_kind{}, unknown_name{};
         /// What the step had and what it left, for who wants to look into it; null where there is nothing. Of a command by mount; of file
         /// actions by input and by action.
-        std::vector<std::shared_ptr<ref>> inputs, mounts;
-        std::optional<std::size_t> action;  ///< the file action that failed
-        std::optional<std::size_t> unread;  ///< the input whose content could not be read: the one in `inputs`
+        std::vector<std::shared_ptr<ref>> inputs{}, mounts{};
+        std::optional<std::size_t> action{};  ///< the file action that failed
+        std::optional<std::size_t> unread{};  ///< the input whose content could not be read: the one in `inputs`
     };
     [[nodiscard]] virtual const std::string& id() const noexcept = 0;
     [[nodiscard]] virtual std::optional<failure> failed() const = 0;

@@ -277,7 +277,12 @@ async::task<gateway::image_config> build_gateway::resolve_image_config(gateway::
 }
 
 async::task<std::optional<std::string>> build_gateway::read_context_file(std::string context, std::string path) {
-    return session_->read_file(std::move(context), std::move(path));
+    auto from = session_;
+    if (const auto id = local_sessions.find(context); id != local_sessions.end()) from = co_await session_->other(id->second);
+    if (!from) from = session_;
+    auto out = co_await from->read_file(context, std::move(path));
+    if (note != nullptr) note->locals.insert(std::move(context));
+    co_return out;
 }
 
 }  // namespace cobuild::build

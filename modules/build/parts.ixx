@@ -8,6 +8,7 @@ module;
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,6 +42,7 @@ import cobuild.solver;
 import cobuild.source;
 import cobuild.state;
 import :types;
+import :calls;
 import :job;
 
 namespace cobuild::build {
@@ -79,6 +81,7 @@ struct parts {
     async::single_flight<int, int> opening_network;
     std::unique_ptr<ops::environment> environment;
     frontend_runner frontends;  ///< who runs those that are images; none: refused
+    origins made_by;
 
     explicit parts(config::configuration c) : settings(std::move(c)) {}
     async::task<void> open(std::string root);
@@ -88,8 +91,6 @@ struct parts {
     exporter::stores stores();
 };
 
-/// What policies make of a source; empty: nothing.
-using source_check = std::function<async::task<llb::source_op>(llb::source_op what, std::optional<llb::platform> platform)>;
 /// The definition with every source checked, several at a time; unchanged where nothing is to be changed.
 async::task<llb::definition> check_sources(llb::definition what, source_check check);
 /// Named contexts whose image the policies put something else in place of: that something, as a context.
@@ -102,9 +103,20 @@ async::task<llb::source_op> check_source(std::vector<policy::policy> policies, s
 class build_gateway final : public gateway::frontend_gateway {
 public:
     build_gateway(parts& p, const ops::build_scope& scope, std::shared_ptr<progress::sink> sink, source::freshness how, source_check check = {})
-        : parts_(p), session_(scope.session), layouts_(scope.layouts), who_(scope.who), sink_(std::move(sink)), how_(how), check_(std::move(check)) {}
+        : parts_(p),
+          session_(scope.session),
+          layouts_(scope.layouts),
+          who_(scope.who),
+          sink_(std::move(sink)),
+          how_(how),
+          check_(std::move(check)),
+          scope_(scope) {}
     async::task<gateway::image_config> resolve_image_config(gateway::resolve_request request) override;
     async::task<std::optional<std::string>> read_context_file(std::string context, std::string path) override;
+    async::task<std::optional<std::int64_t>> source_time(llb::source_op source, std::string log_name) override;
+
+    std::map<std::string, std::string> local_sessions;  ///< whose a directory is, where it is not the build's own session's
+    frontend_call* note = nullptr;                      ///< outlives this, when given
 
 private:
     async::task<source::resolved_image> resolve(gateway::resolve_request& request, progress::writer shown);
@@ -117,6 +129,7 @@ private:
     std::shared_ptr<progress::sink> sink_;
     source::freshness how_;
     source_check check_;
+    ops::build_scope scope_;
     std::map<std::string, digest> known_;  ///< what tags mean: asked once, however many platforms are built
 };
 
@@ -220,12 +233,12 @@ async::task<std::vector<std::shared_ptr<ops::chain_value>>> solve_all(parts& p, 
                                                                       solver::solve_options options, std::shared_ptr<counting_sink> sink,
                                                                       build_result& counted, solved_graph* whole = nullptr);
 
-/// What provenance tells of a build, from its frontend's name and attributes (BuildKit's) and the graph: materials from its
-/// sources as `found` has them, secrets and agents from its steps. For the command line and the daemon alike.
-exporter::build_record make_record(std::string frontend, std::map<std::string, std::string> attrs, const llb::definition& graph,
-                                   const ops::found_sources& found, std::chrono::sys_time<nanoseconds> started);
 /// The attributes that a client of BuildKit would send for the request.
 std::map<std::string, std::string> frontend_attributes(const build_request& r, const frontend::request& converted);
+
+/// The Dockerfile frontend with BuildKit's attributes; sub-requests are answered in the metadata. `problem` is filled before it throws.
+async::task<frontend_result> run_dockerfile(parts& p, ops::build_scope scope, std::shared_ptr<progress::sink> sink, frontend_question q,
+                                            frontend_call& call, std::optional<frontend_problem>* problem);
 
 /// `text` is the Dockerfile's.
 void show_warnings(const std::vector<frontend::warning>& warnings, const std::string& text, const progress::writer& about);

@@ -83,7 +83,17 @@ async::task<std::vector<frontend::result>> convert_all(parts& p, frontend::reque
     for (std::size_t i = 0; i < std::max<std::size_t>(1, platforms.size()); ++i) {
         auto one = request;
         if (!platforms.empty()) one.target_platform = platforms[i];
-        out.push_back(co_await frontend::convert(std::move(one), gateway));
+        std::vector<frontend::warning> found;
+        std::exception_ptr failed;
+        try {
+            out.push_back(co_await frontend::convert(std::move(one), gateway, &found));
+        } catch (...) {
+            failed = std::current_exception();
+        }
+        if (failed) {
+            show_warnings(found, request.dockerfile, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));
+            std::rethrow_exception(failed);
+        }
         if (check) out.back().graph = co_await check_sources(std::move(out.back().graph), check);
     }
     show_all_warnings(out, request.dockerfile, progress::writer(sink, {.id = progress::internal_id("load", name), .name = ""}));

@@ -103,10 +103,12 @@ struct build_result {
     std::string config_digest;  ///< docker's image id
     std::uint64_t size = 0;     ///< of all layers as stored, in bytes
     std::vector<std::string> names;
-    std::vector<std::string> images;  ///< descriptors (JSON) of what the outputs that are images made, in the outputs' order
+    std::vector<std::string> images;                       ///< descriptors (JSON) of what the outputs that are images made, in the outputs' order
     std::map<std::string, std::string> exporter_response;  ///< BuildKit's keys, as --metadata-file holds them
     std::size_t steps = 0;
     std::size_t cached_steps = 0;
+    /// A job's, when it is recorded: SLSA provenance by platform (of a single result the key is empty), as JSON.
+    std::map<std::string, std::string> provenance{};
 };
 
 /// What can be asked about a build without doing it. Base images are looked up, nothing else is fetched or run.

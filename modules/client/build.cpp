@@ -30,7 +30,7 @@ namespace cobuild::client {
 
 namespace {
 
-namespace pb = moby::buildkit::v1;
+namespace api = moby::buildkit::v1;
 using namespace std::chrono_literals;
 
 /// What the tasks of one build share.
@@ -48,8 +48,8 @@ struct run {
 };
 using run_ptr = std::shared_ptr<run>;
 
-pb::sourcepolicy::Policy to_policy(const std::string& json) {
-    pb::sourcepolicy::Policy out;
+api::sourcepolicy::Policy to_policy(const std::string& json) {
+    api::sourcepolicy::Policy out;
     google::protobuf::util::JsonParseOptions lenient;
     lenient.ignore_unknown_fields = true;
     const auto ok = google::protobuf::util::JsonStringToMessage(json, &out, lenient);
@@ -68,7 +68,7 @@ void add_entries(Repeated* to, const std::vector<cache_entry>& entries) {
 
 std::string solve_message(const run& r) {
     const auto& q = r.request;
-    pb::SolveRequest out;
+    api::SolveRequest out;
     out.set_ref(r.ref);
     out.set_session(r.session_id);
     out.mutable_frontend_attrs()->insert(q.frontend_attrs.begin(), q.frontend_attrs.end());
@@ -126,10 +126,10 @@ async::task<outcome> ask_bridge(run_ptr r, std::string_view method, std::string 
 /// The gateway way: what is to be built is said here, and its result, or failure, handed over.
 async::task<void> drive(run_ptr r) {
     auto answer = co_await ask_bridge(r, "Ping", {});
-    pb::frontend::ReturnRequest back;
+    api::frontend::ReturnRequest back;
     if (answer.status.ok()) {
         const auto& q = r->request;
-        pb::frontend::SolveRequest s;
+        api::frontend::SolveRequest s;
         s.set_frontend(q.frontend);
         s.set_definition(q.definition);
         s.mutable_frontend_opt()->insert(q.frontend_attrs.begin(), q.frontend_attrs.end());
@@ -138,7 +138,7 @@ async::task<void> drive(run_ptr r) {
         add_entries(s.mutable_cache_imports(), q.cache_imports);
         answer = co_await ask_bridge(r, "Solve", s.SerializeAsString());
         if (answer.status.ok()) {
-            const auto solved = decode<pb::frontend::SolveResponse>(answer.answer);
+            const auto solved = decode<api::frontend::SolveResponse>(answer.answer);
             *back.mutable_result() = solved.result();
             for (const auto& [key, value] : solved.result().metadata()) r->metadata[key] = value;
         }
@@ -216,7 +216,7 @@ async::task<build_result> build(channel_ptr to, async::blocking_pool& pool, buil
 
     if (r->solved && r->solved->status.ok() && !thrown && r->driven.ok()) {
         build_result out;
-        out.exporter_response = to_map(decode<pb::SolveResponse>(r->solved->answer).exporter_response());
+        out.exporter_response = to_map(decode<api::SolveResponse>(r->solved->answer).exporter_response());
         out.metadata = std::move(r->metadata);
         co_return out;
     }

@@ -31,7 +31,7 @@ namespace cobuild::client {
 
 namespace {
 
-namespace pb = containerd::services::content::v1;
+namespace api = containerd::services::content::v1;
 
 constexpr std::size_t piece_size = std::size_t{1} << 20;
 
@@ -53,9 +53,9 @@ std::filesystem::path layout_of(const session_options& what, const rpc::metadata
 }
 
 async::task<std::string> tell(std::filesystem::path layout, async::blocking_pool& pool, std::string request) {
-    const auto which = digest::parse(decode<pb::InfoRequest>(request).digest());
+    const auto which = digest::parse(decode<api::InfoRequest>(request).digest());
     const auto info = co_await pool.run([layout, which] { return *fs::stat_at(open_blob(layout, which).get(), ""); });
-    pb::InfoResponse answer;
+    api::InfoResponse answer;
     answer.mutable_info()->set_digest(which.str());
     answer.mutable_info()->set_size(static_cast<std::int64_t>(info.size));
     answer.mutable_info()->mutable_created_at()->set_seconds(info.mtime.seconds);
@@ -74,7 +74,7 @@ async::task<rpc::status> serve_blob(lent what, async::blocking_pool& pool, call_
     const auto layout = layout_of(*what, c->request());
     const auto request = co_await c->read();
     if (!request) co_return rpc::status{rpc::code::invalid_argument, "the request is missing", {}};
-    const auto q = decode<pb::ReadContentRequest>(*request);
+    const auto q = decode<api::ReadContentRequest>(*request);
     const auto which = digest::parse(q.digest());
     if (q.offset() < 0 || q.size() < 0) throw error{errc::invalid, "a negative offset or size of a blob was asked for"};
     const auto fd = std::make_shared<unique_fd>(co_await pool.run([layout, which] { return open_blob(layout, which); }));
@@ -89,7 +89,7 @@ async::task<rpc::status> serve_blob(lent what, async::blocking_pool& pool, call_
             return out;
         });
         if (data.empty()) break;
-        pb::ReadContentResponse answer;
+        api::ReadContentResponse answer;
         answer.set_offset(at);
         at += static_cast<std::int64_t>(data.size());
         left -= static_cast<std::int64_t>(data.size());

@@ -30,7 +30,7 @@ namespace cobuild::client {
 
 namespace {
 
-namespace pb = containerd::services::content::v1;
+namespace api = containerd::services::content::v1;
 namespace stdfs = std::filesystem;
 
 /// A blob on its way: it gets its name when it is whole and what its digest says.
@@ -91,7 +91,7 @@ async::task<rpc::status> serve_blob_write(lent what, async::blocking_pool& pool,
     for (bool first = true;; first = false) {
         const auto bytes = co_await c->read();
         if (!bytes) co_return rpc::status{};  // given up: what came of it goes
-        const auto q = decode<pb::WriteContentRequest>(*bytes);
+        const auto q = decode<api::WriteContentRequest>(*bytes);
         if (first && q.ref().empty()) throw error{errc::invalid, "the first message of a blob must have a reference"};
         if (!q.expected().empty()) expected = digest::parse(q.expected());
         if (!expected) throw error{errc::invalid, "a blob without a digest is not taken"};
@@ -99,19 +99,19 @@ async::task<rpc::status> serve_blob_write(lent what, async::blocking_pool& pool,
         if (first && co_await pool.run([&] { return is_there(layout, *expected); }))
             co_return rpc::status{rpc::code::already_exists, cat("blob with expected digest ", expected->str(), " exists"), {}};
         if (!blob) blob = co_await pool.run([&] { return std::make_shared<incoming>(layout, *expected); });
-        if (q.action() != pb::STAT) {
+        if (q.action() != api::STAT) {
             if (q.offset() != 0 && static_cast<std::uint64_t>(q.offset()) != blob->size())
                 throw error{errc::invalid, cat("write @", q.offset(), " must occur at current offset ", blob->size())};
             co_await pool.run([&] { blob->write(q.data()); });
         }
-        if (q.action() == pb::COMMIT) co_await pool.run([&] { blob->commit(total); });
-        pb::WriteContentResponse answer;
+        if (q.action() == api::COMMIT) co_await pool.run([&] { blob->commit(total); });
+        api::WriteContentResponse answer;
         answer.set_action(q.action());
         answer.set_offset(static_cast<std::int64_t>(blob->size()));
         answer.set_total(static_cast<std::int64_t>(total));
-        if (q.action() == pb::COMMIT) answer.set_digest(expected->str());
+        if (q.action() == api::COMMIT) answer.set_digest(expected->str());
         co_await c->write(answer.SerializeAsString());
-        if (q.action() == pb::COMMIT) co_return rpc::status{};
+        if (q.action() == api::COMMIT) co_return rpc::status{};
     }
 }
 

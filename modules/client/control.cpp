@@ -25,11 +25,11 @@ import :internal;
 
 namespace cobuild::client {
 
-namespace pb = moby::buildkit::v1;
+namespace api = moby::buildkit::v1;
 
 namespace {
 
-usage to_usage(const pb::UsageRecord& r) {
+usage to_usage(const api::UsageRecord& r) {
     usage out;
     out.id = r.id();
     out.is_mutable = r.mutable_();
@@ -46,9 +46,9 @@ usage to_usage(const pb::UsageRecord& r) {
     return out;
 }
 
-version_info to_version(const pb::types::BuildkitVersion& v) { return {v.package(), v.version(), v.revision(), v.dockerfile_version()}; }
+version_info to_version(const api::types::BuildkitVersion& v) { return {v.package(), v.version(), v.revision(), v.dockerfile_version()}; }
 
-worker to_worker(const pb::types::WorkerRecord& r) {
+worker to_worker(const api::types::WorkerRecord& r) {
     worker out;
     out.id = r.id();
     out.labels = to_map(r.labels());
@@ -65,7 +65,7 @@ worker to_worker(const pb::types::WorkerRecord& r) {
     return out;
 }
 
-history_event to_event(const pb::BuildHistoryEvent& e) {
+history_event to_event(const api::BuildHistoryEvent& e) {
     history_event out;
     out.kind = static_cast<history_kind>(e.type());
     const auto& r = e.record();
@@ -93,9 +93,9 @@ void add_filters(Request& r, const std::vector<std::string>& filters) {
 }  // namespace
 
 async::task<std::vector<usage>> disk_usage(channel_ptr to, std::vector<std::string> filters) {
-    pb::DiskUsageRequest q;
+    api::DiskUsageRequest q;
     add_filters(q, filters);
-    const auto answer = decode<pb::DiskUsageResponse>(co_await to->unary("/moby.buildkit.v1.Control/DiskUsage", q.SerializeAsString()));
+    const auto answer = decode<api::DiskUsageResponse>(co_await to->unary("/moby.buildkit.v1.Control/DiskUsage", q.SerializeAsString()));
     std::vector<usage> out;
     for (const auto& r : answer.record()) out.push_back(to_usage(r));
     // As BuildKit's client: the largest last.
@@ -104,7 +104,7 @@ async::task<std::vector<usage>> disk_usage(channel_ptr to, std::vector<std::stri
 }
 
 async::task<void> prune(channel_ptr to, prune_request what, std::function<void(const usage&)> removed) {
-    pb::PruneRequest q;
+    api::PruneRequest q;
     add_filters(q, what.filters);
     q.set_all(what.all);
     q.set_keep_duration(what.keep_duration.count());
@@ -112,33 +112,33 @@ async::task<void> prune(channel_ptr to, prune_request what, std::function<void(c
     q.set_max_used_space(what.max_used);
     q.set_min_free_space(what.min_free);
     co_await listen(to, "/moby.buildkit.v1.Control/Prune", q.SerializeAsString(),
-                    [&removed](std::string_view m) { removed(to_usage(decode<pb::UsageRecord>(m))); });
+                    [&removed](std::string_view m) { removed(to_usage(decode<api::UsageRecord>(m))); });
 }
 
 async::task<std::vector<worker>> workers(channel_ptr to, std::vector<std::string> filters) {
-    pb::ListWorkersRequest q;
+    api::ListWorkersRequest q;
     add_filters(q, filters);
-    const auto answer = decode<pb::ListWorkersResponse>(co_await to->unary("/moby.buildkit.v1.Control/ListWorkers", q.SerializeAsString()));
+    const auto answer = decode<api::ListWorkersResponse>(co_await to->unary("/moby.buildkit.v1.Control/ListWorkers", q.SerializeAsString()));
     std::vector<worker> out;
     for (const auto& r : answer.record()) out.push_back(to_worker(r));
     co_return out;
 }
 
 async::task<version_info> info(channel_ptr to) {
-    const auto answer = decode<pb::InfoResponse>(co_await to->unary("/moby.buildkit.v1.Control/Info", {}));
+    const auto answer = decode<api::InfoResponse>(co_await to->unary("/moby.buildkit.v1.Control/Info", {}));
     co_return to_version(answer.buildkit_version());
 }
 
 async::task<void> histories(channel_ptr to, std::string ref, bool follow, std::function<void(const history_event&)> each) {
-    pb::BuildHistoryRequest q;
+    api::BuildHistoryRequest q;
     q.set_ref(ref);
     q.set_early_exit(!follow);
     co_await listen(to, "/moby.buildkit.v1.Control/ListenBuildHistory", q.SerializeAsString(),
-                    [&each](std::string_view m) { each(to_event(decode<pb::BuildHistoryEvent>(m))); });
+                    [&each](std::string_view m) { each(to_event(decode<api::BuildHistoryEvent>(m))); });
 }
 
 async::task<void> change_history(channel_ptr to, history_change what) {
-    pb::UpdateBuildHistoryRequest q;
+    api::UpdateBuildHistoryRequest q;
     q.set_ref(what.ref);
     q.set_pinned(what.pinned);
     q.set_delete_(what.remove);

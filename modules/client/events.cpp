@@ -29,7 +29,7 @@ namespace cobuild::client {
 
 namespace {
 
-namespace pb = moby::buildkit::v1;
+namespace api = moby::buildkit::v1;
 
 /// A digest, or one made from a text that is none, so that events of one vertex still meet.
 digest id_of(const std::string& text) {
@@ -37,7 +37,7 @@ digest id_of(const std::string& text) {
     return d ? *d : progress::internal_id("status", text);
 }
 
-progress::vertex to_vertex(const pb::Vertex& v) {
+progress::vertex to_vertex(const api::Vertex& v) {
     progress::vertex out;
     out.id = id_of(v.digest());
     out.name = v.name();
@@ -52,7 +52,7 @@ progress::vertex to_vertex(const pb::Vertex& v) {
     return out;
 }
 
-progress::status to_status(const pb::VertexStatus& s) {
+progress::status to_status(const api::VertexStatus& s) {
     progress::status out;
     out.id = s.id();
     out.vertex = id_of(s.vertex());
@@ -65,7 +65,7 @@ progress::status to_status(const pb::VertexStatus& s) {
     return out;
 }
 
-progress::warning to_warning(const pb::VertexWarning& w) {
+progress::warning to_warning(const api::VertexWarning& w) {
     progress::warning out;
     out.vertex = id_of(w.vertex());
     out.level = static_cast<int>(w.level());
@@ -86,12 +86,12 @@ namespace {
 class gathering {
 public:
     explicit gathering(std::shared_ptr<progress::sink> sink) : sink_(std::move(sink)) {}
-    void add(std::string_view status_response) { waiting_.MergeFrom(decode<pb::StatusResponse>(status_response)); }
+    void add(std::string_view status_response) { waiting_.MergeFrom(decode<api::StatusResponse>(status_response)); }
     void flush() {
         const auto r = std::exchange(waiting_, {});
         std::map<std::string, int> last;
         for (int i = 0; i < r.vertexes_size(); ++i) last[r.vertexes(i).digest()] = i;
-        std::vector<const pb::Vertex*> states;
+        std::vector<const api::Vertex*> states;
         for (int i = 0; i < r.vertexes_size(); ++i)
             if (last[r.vertexes(i).digest()] == i) states.push_back(&r.vertexes(i));
         for (const auto* v : states) begin(*v);
@@ -108,7 +108,7 @@ public:
     }
 
 private:
-    void begin(const pb::Vertex& v) {
+    void begin(const api::Vertex& v) {
         auto begun = to_vertex(v);
         if (begun.completed && (begun.cached || !begun.started)) return;
         begun.completed.reset();
@@ -118,7 +118,7 @@ private:
     }
 
     std::shared_ptr<progress::sink> sink_;
-    pb::StatusResponse waiting_;
+    api::StatusResponse waiting_;
 };
 
 async::task<void> flush_often(std::shared_ptr<gathering> g) {
@@ -132,7 +132,7 @@ async::task<void> flush_often(std::shared_ptr<gathering> g) {
 
 async::task<void> follow_status(channel_ptr to, std::string ref, std::shared_ptr<progress::sink> sink, std::function<void()> heard) {
     const auto g = std::make_shared<gathering>(std::move(sink));
-    pb::StatusRequest q;
+    api::StatusRequest q;
     q.set_ref(ref);
     async::task_group clock(co_await async::current_executor, true);
     clock.spawn(flush_often(g));

@@ -37,7 +37,7 @@ namespace cobuild::client {
 namespace {
 
 namespace asio = boost::asio;
-namespace pb = moby::session;
+namespace api = moby::session;
 using socket_ptr = std::shared_ptr<asio::local::stream_protocol::socket>;
 
 constexpr std::size_t max_secret = 500 * 1024;
@@ -45,7 +45,7 @@ constexpr std::size_t max_secret = 500 * 1024;
 // ---------------------------------------------------------------- secrets
 
 async::task<std::string> give_secret(lent what, async::blocking_pool& pool, std::string request) {
-    const auto id = decode<pb::GetSecretRequest>(request).id();
+    const auto id = decode<api::GetSecretRequest>(request).id();
     const auto found = what->secrets.find(id);
     if (found == what->secrets.end()) throw error{errc::not_found, cat("secret ", id, ": not found")};
     const auto source = found->second;
@@ -62,7 +62,7 @@ async::task<std::string> give_secret(lent what, async::blocking_pool& pool, std:
         });
     }
     if (bytes.size() > max_secret) throw error{errc::invalid, cat("secret ", id, " is larger than 500 KiB")};
-    pb::GetSecretResponse answer;
+    api::GetSecretResponse answer;
     answer.set_data(std::move(bytes));
     co_return answer.SerializeAsString();
 }
@@ -70,8 +70,8 @@ async::task<std::string> give_secret(lent what, async::blocking_pool& pool, std:
 // ---------------------------------------------------------------- logins
 
 async::task<std::string> give_login(lent what, std::string request) {
-    const auto host = decode<pb::CredentialsRequest>(request).host();
-    pb::CredentialsResponse answer;
+    const auto host = decode<api::CredentialsRequest>(request).host();
+    api::CredentialsResponse answer;
     if (what->logins)
         if (const auto found = co_await what->logins(host)) {
             answer.set_username(found->username);
@@ -90,13 +90,13 @@ std::string agent_of(const session_options& what, std::string id) {
 }
 
 async::task<std::string> check(lent what, std::string request) {
-    agent_of(*what, decode<pb::CheckAgentRequest>(request).id());
+    agent_of(*what, decode<api::CheckAgentRequest>(request).id());
     co_return std::string();
 }
 
 async::task<void> to_agent(call_ptr c, socket_ptr agent) {
     while (auto m = co_await c->read()) {
-        const auto data = decode<pb::BytesMessage>(*m);
+        const auto data = decode<api::BytesMessage>(*m);
         co_await asio::async_write(*agent, asio::buffer(data.data()), async::use_task);
     }
     boost::system::error_code ignored;
@@ -110,7 +110,7 @@ async::task<void> from_agent(socket_ptr agent, call_ptr c) {
         const auto n = co_await agent->async_read_some(asio::buffer(buffer), asio::redirect_error(async::use_task, ec));
         if (ec == asio::error::operation_aborted) throw boost::system::system_error(ec);
         if (ec || n == 0) co_return;
-        pb::BytesMessage m;
+        api::BytesMessage m;
         m.set_data(buffer.data(), n);
         co_await c->write(m.SerializeAsString());
     }
@@ -161,7 +161,7 @@ async::task<rpc::status> serve_upload(lent what, call_ptr c) {
     const auto found = what->uploads.find(path);
     if (found == what->uploads.end()) throw error{errc::not_found, cat("this client uploads nothing named ", quoted(path))};
     for (std::size_t at = 0; at < found->second.size(); at += std::size_t{1} << 20) {
-        pb::BytesMessage m;
+        api::BytesMessage m;
         m.set_data(found->second.substr(at, std::size_t{1} << 20));
         co_await c->write(m.SerializeAsString());
     }

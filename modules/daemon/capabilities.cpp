@@ -9,6 +9,7 @@ module;
 module cobuild.daemon;
 
 import cobuild.oci;
+import cobuild.frontend;
 import :internal;
 
 namespace cobuild::daemon {
@@ -122,6 +123,7 @@ std::string version_record() {
     out.set_package("cobuild");
     // Clients compare this with BuildKit's versions: the API is that one's.
     out.set_version(cat("v0.32.0+cobuild.", version()));
+    out.set_dockerfile_version(std::string(frontend::language_version));
     out.set_revision(std::string(version()));
     return out.SerializeAsString();
 }

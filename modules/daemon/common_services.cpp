@@ -26,7 +26,7 @@ namespace cobuild::daemon {
 
 namespace {
 
-namespace pb = google::protobuf;
+namespace api = google::protobuf;
 namespace wire = grpc::reflection::v1;
 
 constexpr int not_found = 5, unimplemented = 12;
@@ -66,22 +66,22 @@ async::task<std::string> take_traces(std::string) { co_return std::string(); }
 // ---------------------------------------------------------------- reflection
 
 /// Descriptions of a file and of all it imports, each once.
-void add_files(const pb::FileDescriptor* file, std::set<std::string>& seen, wire::FileDescriptorResponse& to) {
-    std::vector<const pb::FileDescriptor*> left{file};
+void add_files(const api::FileDescriptor* file, std::set<std::string>& seen, wire::FileDescriptorResponse& to) {
+    std::vector<const api::FileDescriptor*> left{file};
     while (!left.empty()) {
         const auto* f = left.back();
         left.pop_back();
         if (!seen.insert(std::string(f->name())).second) continue;
-        pb::FileDescriptorProto described;
+        api::FileDescriptorProto described;
         f->CopyTo(&described);
         to.add_file_descriptor_proto(described.SerializeAsString());
         for (int i = 0; i < f->dependency_count(); ++i) left.push_back(f->dependency(i));
     }
 }
 
-const pb::FileDescriptor* file_of_symbol(const std::string& name) {
+const api::FileDescriptor* file_of_symbol(const std::string& name) {
     static constexpr std::string_view v1alpha = "grpc.reflection.v1alpha.";
-    const auto* pool = pb::DescriptorPool::generated_pool();
+    const auto* pool = api::DescriptorPool::generated_pool();
     if (name.starts_with(v1alpha)) return pool->FindFileContainingSymbol(cat("grpc.reflection.v1.", name.substr(v1alpha.size())));
     return pool->FindFileContainingSymbol(name);
 }
@@ -94,7 +94,7 @@ wire::ServerReflectionResponse reflect(const wire::ServerReflectionRequest& q) {
         out.mutable_error_response()->set_error_code(code);
         out.mutable_error_response()->set_error_message(std::move(what));
     };
-    const auto answer_file = [&](const pb::FileDescriptor* file, const std::string& asked) {
+    const auto answer_file = [&](const api::FileDescriptor* file, const std::string& asked) {
         std::set<std::string> seen;
         if (file != nullptr)
             add_files(file, seen, *out.mutable_file_descriptor_response());
@@ -109,7 +109,7 @@ wire::ServerReflectionResponse reflect(const wire::ServerReflectionRequest& q) {
                 out.mutable_list_services_response()->add_service()->set_name(name);
             break;
         case wire::ServerReflectionRequest::kFileByFilename:
-            answer_file(pb::DescriptorPool::generated_pool()->FindFileByName(q.file_by_filename()), q.file_by_filename());
+            answer_file(api::DescriptorPool::generated_pool()->FindFileByName(q.file_by_filename()), q.file_by_filename());
             break;
         case wire::ServerReflectionRequest::kFileContainingSymbol:
             answer_file(file_of_symbol(q.file_containing_symbol()), q.file_containing_symbol());

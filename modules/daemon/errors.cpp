@@ -91,10 +91,10 @@ rpc::code code_of(errc kind) {
 std::string sentence(const error& e, const std::optional<build::job::failure>& where) {
     const std::string_view text = e.what();
     const auto missing = text.find("\": not found");
-    if (!where || missing == std::string_view::npos) return std::string(text);
+    if (!where || !where->vertex || missing == std::string_view::npos) return std::string(text);
     const auto quote = text.rfind('"', missing - 1);
     if (quote == std::string_view::npos) return std::string(text);
-    return cat("failed to compute cache key: failed to calculate checksum of ref ", where->vertex.hex().substr(0, 25), ": ", text.substr(quote));
+    return cat("failed to compute cache key: failed to calculate checksum of ref ", where->vertex->hex().substr(0, 25), ": ", text.substr(quote));
 }
 
 }  // namespace
@@ -120,12 +120,14 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
         add_detail(s, "gatewayapi.ExitMessage", std::move(exit));
     }
     if (where) {
-        json::object vertex;
-        vertex.set("digest", where->vertex.str());
         // Clients wrap the error from the last detail to the first; the last place given comes out first.
         for (auto from = where->sources.rbegin(); from != where->sources.rend(); ++from) add_detail(s, "errdefs.Source", source_detail(*from));
-        add_detail(s, "errdefs.Vertex", std::move(vertex));
-        if (told != nullptr) {
+        if (!where->unknown_kind.empty()) {
+            s.set_code(static_cast<int>(out.code = rpc::code::unimplemented));
+            add_detail(s, cat("errdefs.", where->unknown_kind), json::object{{"name", where->unknown_name}});
+        }
+        if (where->vertex) add_detail(s, "errdefs.Vertex", json::object{{"digest", where->vertex->str()}});
+        if (told != nullptr && where->vertex) {
             auto* any = s.add_details();
             any->set_type_url("github.com/moby/buildkit/errdefs.Solve+json");
             any->set_value(failed_solve(*where, *told));

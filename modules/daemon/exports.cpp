@@ -94,6 +94,7 @@ async::task<void> run_exports(std::shared_ptr<build_state> b, build::job_result 
         auto made = co_await b->job->finish(std::move(result), std::move(outputs));
         *response = std::move(made.exporter_response);
         b->images = std::move(made.images);
+        b->provenance = std::move(made.provenance);
     } catch (...) {
         failed = std::current_exception();
     }

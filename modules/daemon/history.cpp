@@ -107,7 +107,7 @@ void history::begin(const std::string& ref, std::string record) {
     tell(wire::STARTED, active_[ref]);
 }
 
-async::task<void> history::complete(std::string ref, std::string record, std::string logs) {
+async::task<void> history::complete(std::string ref, std::string record, std::string logs, std::vector<std::string> blobs) {
     co_await open();
     wire::BuildHistoryRecord r;
     r.ParseFromString(record);
@@ -119,10 +119,14 @@ async::task<void> history::complete(std::string ref, std::string record, std::st
     r.set_generation(1);
     const auto bytes = r.SerializeAsString();
     // Nobody is sent to a file that is not there yet, and no sweep takes it away meanwhile.
-    const auto mine = writing_.insert(id.hex());
-    const scope_exit written([this, mine] { writing_.erase(mine); });
-    co_await pool_.run([at = at_, ref, bytes, id, logs = std::move(logs)] {
-        write_whole(blob_file(at, id.hex()), logs);
+    blobs.push_back(std::move(logs));
+    std::vector<std::multiset<std::string>::iterator> mine;
+    for (const auto& b : blobs) mine.push_back(writing_.insert(digest::of(b).hex()));
+    const scope_exit written([this, mine] {
+        for (const auto& at : mine) writing_.erase(at);
+    });
+    co_await pool_.run([at = at_, ref, bytes, blobs = std::move(blobs)] {
+        for (const auto& b : blobs) write_whole(blob_file(at, digest::of(b).hex()), b);
         write_whole(record_file(at, ref), bytes);
     });
     active_.erase(ref);
@@ -200,8 +204,13 @@ async::task<void> history::sweep() {
     for (const auto& [ref, bytes] : done_) {
         wire::BuildHistoryRecord r;
         r.ParseFromString(bytes);
-        for (const auto* d : {&r.logs(), &r.external_error()})
-            if (const auto id = digest::try_parse(d->digest())) named.push_back(id->hex());
+        const auto add = [&named](const wire::Descriptor& d) {
+            if (const auto id = digest::try_parse(d.digest())) named.push_back(id->hex());
+        };
+        for (const auto* d : {&r.logs(), &r.external_error(), &r.trace()}) add(*d);
+        for (const auto& d : r.result().attestations()) add(d);
+        for (const auto& [platform, result] : r.results())
+            for (const auto& d : result.attestations()) add(d);
     }
     co_await pool_.run([at = at_, gone, named] {
         std::error_code ignored;

@@ -79,8 +79,11 @@ private:
     async::blocking_pool& pool_;
 };
 
-/// A remote client as the engine knows clients.
-std::shared_ptr<::cobuild::session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool);
+/// Waits for another client's tunnel.
+using tunnel_finder = std::function<async::task<std::shared_ptr<tunnel>>(std::string id)>;
+/// A remote client as the engine knows clients; `find` for directories that are another's ("local-sessionid:").
+std::shared_ptr<::cobuild::session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool,
+                                                         tunnel_finder find = {});
 /// Its blobs under one id; null when it serves none.
 std::shared_ptr<::cobuild::session::blob_store> make_blobs(std::shared_ptr<tunnel> t, std::string id);
 /// Its logins.
@@ -137,9 +140,10 @@ struct build_state : bridge_state {
     std::string ref;
     std::shared_ptr<event_log> events = std::make_shared<event_log>();
     std::shared_ptr<build::job> job;
-    std::vector<std::string> images;  ///< descriptors of the images it made
-    std::vector<std::string> denied;  ///< why the client's policy verifier refused a source
-    async::event prepared;            ///< there is a job, or the build has ended
+    std::map<std::string, std::string> provenance;  ///< of its results by platform, for the record
+    std::vector<std::string> images;                ///< descriptors of the images it made
+    std::vector<std::string> denied;                ///< why the client's policy verifier refused a source
+    async::event prepared;                          ///< there is a job, or the build has ended
     bool ended = false;
     std::chrono::system_clock::time_point started = std::chrono::system_clock::now();
 };
@@ -173,8 +177,8 @@ class history {
 public:
     history(std::string root, async::blocking_pool& pool, config::history_table limits);
     void begin(const std::string& ref, std::string record);
-    /// `logs`: StatusResponses, each after its size in four bytes, the lowest first.
-    async::task<void> complete(std::string ref, std::string record, std::string logs);
+    /// `logs`: StatusResponses, each after its size in four bytes, the lowest first. `blobs` are what else the record names.
+    async::task<void> complete(std::string ref, std::string record, std::string logs, std::vector<std::string> blobs);
     /// A build that is not to be kept has ended.
     void forget_active(const std::string& ref);
     /// Control.ListenBuildHistory.
@@ -203,6 +207,8 @@ private:
     std::multiset<std::string> writing_;  ///< blobs of records that are being written
     std::set<std::shared_ptr<listener_state>> listeners_;
 };
+/// The spans of a build's steps, a JSON object a line, as OpenTelemetry's span stubs: what `buildx history trace` shows.
+std::string trace_of(const std::string& ref, const std::vector<progress::event>& events);
 /// Takes serialized records; throws errc::invalid for a filter that is none.
 std::function<bool(const std::string&)> parse_history_filters(const std::vector<std::string>& filters);
 

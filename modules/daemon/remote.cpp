@@ -161,10 +161,17 @@ private:
     std::shared_ptr<state> state_;
 };
 
-class remote_session final : public session::session {
+class remote_session final : public session::session, public std::enable_shared_from_this<remote_session> {
 public:
-    remote_session(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool)
-        : tunnel_(std::move(t)), contexts_(contexts), pool_(pool) {}
+    remote_session(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool, tunnel_finder find)
+        : tunnel_(std::move(t)), contexts_(contexts), pool_(pool), find_(std::move(find)) {}
+
+    async::task<std::shared_ptr<::cobuild::session::session>> other(std::string id) override {
+        if (id == tunnel_->id || !find_) co_return shared_from_this();
+        auto& known = others_[id];
+        if (!known) known = make_remote(co_await find_(id), contexts_, pool_);
+        co_return known;
+    }
 
     async::task<std::optional<std::filesystem::path>> directory(::cobuild::session::directory_request what) override {
         const auto place = co_await synced(std::move(what));
@@ -264,6 +271,7 @@ private:
         filesync::receive_options o;
         o.exact_sizes = false;  // a log that grows while it is sent is no reason to stop
         if (what.metadata_is_no_difference) o.compare = filesync::differ::none;
+        if (what.on_bytes) o.on_progress = [told = what.on_bytes](const filesync::progress& p) { told(p.bytes); };
         std::exception_ptr failed;
         try {
             (void)co_await filesync::receive(packets_over(s), pool_, std::make_shared<const fs::root>(to->path), std::move(o));
@@ -293,6 +301,8 @@ private:
     std::map<std::string, place> synced_;
     async::single_flight<std::string, place> flights_;
     std::map<std::string, std::shared_ptr<lent_agent>> agents_;
+    tunnel_finder find_;
+    std::map<std::string, std::shared_ptr<::cobuild::session::session>> others_;
 };
 
 async::task<std::optional<registry::credential>> ask_login(std::shared_ptr<tunnel> t, std::string host) {
@@ -308,8 +318,8 @@ async::task<std::optional<registry::credential>> ask_login(std::shared_ptr<tunne
 
 }  // namespace
 
-std::shared_ptr<session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool) {
-    return std::make_shared<remote_session>(std::move(t), contexts, pool);
+std::shared_ptr<session::session> make_remote(std::shared_ptr<tunnel> t, context_store& contexts, async::blocking_pool& pool, tunnel_finder find) {
+    return std::make_shared<remote_session>(std::move(t), contexts, pool, std::move(find));
 }
 
 std::shared_ptr<const registry::login> make_login(std::shared_ptr<tunnel> t) {

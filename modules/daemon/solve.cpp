@@ -8,12 +8,14 @@ module;
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
 #include "control.pb.h"
+#include "status.pb.h"
 
 module cobuild.daemon;
 
@@ -102,12 +104,18 @@ async::task<std::map<std::string, std::string>> run_with_client(std::shared_ptr<
     o.allow = entitlements_of(r, w->given.settings);
     o.sink = b->events;
     o.cache_to = cache_entries(r.cache().exports());
+    o.frontend = r.frontend();
     o.attrs = map_of(r.frontend_attrs());
     o.local_caches_of_client = true;
     if (r.has_source_policy()) o.policies.push_back(read_policy(r.source_policy().SerializeAsString()));
     if (!r.source_policy_session().empty()) o.verify = make_verifier(w, b, r.source_policy_session());
+    for (const auto& [name, bytes] : r.frontend_inputs()) {
+        b->inputs[name] = bytes;
+        o.inputs[name] = llb::unmarshal_definition(bytes);
+    }
+    o.recorded = !r.internal();
     if (client) {
-        o.client = make_remote(client, w->contexts, w->pool);
+        o.client = make_remote(client, w->contexts, w->pool, [w](std::string id) { return w->sessions.get(std::move(id), std::chrono::seconds{5}); });
         o.who = make_login(client);
     }
     b->job = w->given.engine->start(std::move(o));
@@ -148,6 +156,15 @@ std::string kept_status(const event_log& events) {
     return out;
 }
 
+/// google.rpc.Status: what the client was told, details and all.
+std::string status_bytes(const rpc::status& s) {
+    if (!s.details.empty()) return s.details;
+    google::rpc::Status out;
+    out.set_code(static_cast<int>(s.code));
+    out.set_message(s.message);
+    return out.SerializeAsString();
+}
+
 /// A record that cannot be kept is no failure of the build.
 async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_state> b, wire::BuildHistoryRecord record, rpc::status end,
                               std::map<std::string, std::string> response) {
@@ -170,13 +187,27 @@ async::task<void> keep_record(std::shared_ptr<world> w, std::shared_ptr<build_st
         to.set_size(static_cast<std::int64_t>(d.size));
         if (i == 0) *result->mutable_result_deprecated() = to;
     }
+    std::vector<std::string> blobs;
+    const auto add_blob = [&blobs](wire::Descriptor* to, std::string_view media_type, std::string bytes) {
+        to->set_media_type(std::string(media_type));
+        to->set_digest(digest::of(bytes).str());
+        to->set_size(static_cast<std::int64_t>(bytes.size()));
+        blobs.push_back(std::move(bytes));
+    };
+    for (auto& [platform, predicate] : b->provenance) {
+        auto* to = (platform.empty() ? result : &(*record.mutable_results())[platform])->add_attestations();
+        (*to->mutable_annotations())["in-toto.io/predicate-type"] = "https://slsa.dev/provenance/v1";
+        add_blob(to, "application/vnd.in-toto+json", std::move(predicate));
+    }
+    if (!end.ok()) add_blob(record.mutable_external_error(), "application/vnd.googeapis.google.rpc.status+proto", status_bytes(end));
+    add_blob(record.mutable_trace(), "application/vnd.buildkit.otlp.json.v0", trace_of(b->ref, b->events->all()));
     const auto n = b->events->count();
     record.set_num_total_steps(n.total);
     record.set_num_cached_steps(n.cached);
     record.set_num_completed_steps(n.completed);
     record.set_num_warnings(n.warnings);
     try {
-        co_await w->history.complete(b->ref, record.SerializeAsString(), kept_status(*b->events));
+        co_await w->history.complete(b->ref, record.SerializeAsString(), kept_status(*b->events), std::move(blobs));
     } catch (const std::exception& e) {
         log(log_level::warning, "the build's record could not be kept", {{"ref", b->ref}, {"error", e.what()}});
         w->history.forget_active(b->ref);

@@ -43,7 +43,10 @@ std::string_view likely(std::string_view word, std::span<const std::string_view>
     const std::string lower = to_lower(word);
     std::size_t best_distance = longest;
     for (const auto candidate : candidates) {
-        const std::size_t length = std::max(word.size(), candidate.size()), limit = std::min<std::size_t>(3, std::max<std::size_t>(1, length / 3));
+        const std::size_t length = std::max(word.size(), candidate.size());
+        std::size_t limit = std::min<std::size_t>(3, std::max<std::size_t>(1, length / 3));
+        // What was left unfinished ("tmp" for "tmpfs") is meant more often than what differs as much elsewhere.
+        if (word.size() > 2 && to_lower(candidate).starts_with(lower)) limit = std::max<std::size_t>(limit, 2);
         if (candidate.size() > longest || length - std::min(word.size(), candidate.size()) > limit) continue;
         const std::size_t distance = slips(lower, to_lower(candidate));
         if (distance > limit || distance >= best_distance) continue;

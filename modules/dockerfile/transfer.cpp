@@ -72,8 +72,8 @@ instruction_body parse_copy(const node& n) {
     out.from = flags.text("from");
     out.parents = flags.boolean("parents").value_or(false);
     if (const std::size_t dollar = out.from.find('$'); dollar != std::string::npos && dollar + 1 < out.from.size())
-        fail(cat("COPY --from=", out.from, " does not expand variables: name the source in a stage of its own (FROM ", out.from,
-                 " AS name) and copy from that"));
+        fail(cat("'", out.from,
+                 "': variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround"));
     return out;
 }
 

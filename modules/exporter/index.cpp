@@ -80,7 +80,7 @@ image write_attestations(content::store& content, const std::vector<attestation>
     oci::manifest manifest;
     manifest.media_type = std::string(oci::media::oci_manifest);
     for (const auto& a : all) {
-        auto stored = content.put(make_statement(a, subjects));
+        auto stored = content.put(make_statement(with_layers(a, of.layers), subjects));
         auto layer = describe(oci::media::in_toto, stored);
         layer.annotations["in-toto.io/predicate-type"] = a.predicate_type;
         manifest.layers.push_back(std::move(layer));
@@ -153,9 +153,6 @@ void write_index(content::store& content, exported& out, const image_options& op
 
 async::task<exported> write_images(stores s, std::vector<input> in, bool map, std::vector<std::string> names, image_options options,
                                    progress::writer progress) {
-    if (options.rewrite_timestamps)
-        for (const auto& i : in)
-            if (!i.epoch) throw error{errc::invalid, "rewrite-timestamp needs a time to cut to: set SOURCE_DATE_EPOCH"};
     std::vector<std::vector<attestation>> attested;
     bool index = map || in.size() != 1;
     for (const auto& i : in) index = !attested.emplace_back(wanted(i, options)).empty() || index;

@@ -14,9 +14,6 @@ namespace cobuild::exporter {
 
 namespace {
 
-constexpr std::string_view build_type_v1 = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md";
-constexpr std::string_view build_type_v02 = "https://mobyproject.org/buildkit@v1";
-
 bool parse_bool(std::string_view key, const std::string& text) {
     const auto word = to_lower(text);
     if (word.empty() || word == "1" || word == "t" || word == "true") return true;
@@ -88,175 +85,6 @@ provenance_options parse_provenance(const std::map<std::string, std::string>& pa
     return out;
 }
 
-json::value digests_json(const std::map<std::string, std::string>& digests) { return json::value(digests); }
-
-json::array materials_json(const build_record& r) {
-    json::array out;
-    for (const auto& m : r.materials) {
-        json::object one;
-        one.set("uri", m.uri);
-        if (!m.digests.empty()) one.set("digest", digests_json(m.digests));
-        out.emplace_back(std::move(one));
-    }
-    return out;
-}
-
-struct shown_request {
-    json::object value;
-    bool complete = true;  ///< nothing was left out
-    json::object vcs;
-};
-
-/// What is the host's, or about the request itself, is never told.
-bool is_told(std::string_view key) {
-    for (const std::string_view other : {"cgroup-parent", "image-resolve-mode", "platform", "cache-imports"})
-        if (key == other) return false;
-    return !key.starts_with("attest:") && !key.starts_with("build-arg:BUILDKIT_ATTEST_");
-}
-
-json::array demands_json(const std::vector<named_demand>& all) {
-    json::array out;
-    for (const auto& d : all) {
-        json::object one;
-        one.set("id", d.id);
-        if (d.optional) one.set("optional", true);
-        out.emplace_back(std::move(one));
-    }
-    return out;
-}
-
-shown_request show_request(const build_record& r, bool max) {
-    shown_request out;
-    out.value.set("frontend", r.frontend);
-    json::object args;
-    for (const auto& [key, value] : r.attrs) {
-        if (!is_told(key)) continue;
-        if (key.starts_with("vcs:")) {
-            out.vcs.set(key.substr(4), without_credentials(value));
-            continue;
-        }
-        if (!max && (key.starts_with("build-arg:") || key.starts_with("label:"))) {
-            out.complete = false;
-            continue;
-        }
-        args.set(key, key == "context" || key.starts_with("context:") ? without_credentials(value) : value);
-    }
-    if (!args.empty()) out.value.set("args", std::move(args));
-    if (max && !r.secrets.empty()) out.value.set("secrets", json::value(demands_json(r.secrets)));
-    if (max && !r.ssh.empty()) out.value.set("ssh", json::value(demands_json(r.ssh)));
-    if (!max && (!r.secrets.empty() || !r.ssh.empty())) out.complete = false;
-    json::array locals;
-    for (const auto& name : r.locals) locals.emplace_back(json::object{{"name", name}});
-    if (!locals.empty()) out.value.set("locals", json::value(std::move(locals)));
-    return out;
-}
-
-json::value steps_json(const build_record& r) {
-    json::array steps;
-    json::object ids;
-    for (const auto& s : r.steps) {
-        json::object one;
-        one.set("id", s.id);
-        one.set("op", json::parse(s.op));
-        if (!s.inputs.empty()) one.set("inputs", json::value(s.inputs));
-        steps.emplace_back(std::move(one));
-        ids.set(s.digest, s.id);
-    }
-    json::object out;
-    out.set("llbDefinition", json::value(std::move(steps)));
-    out.set("digestMapping", std::move(ids));
-    return json::value(std::move(out));
-}
-
-json::object metadata_json(const build_record& r, bool max, json::object vcs) {
-    json::object out;
-    if (!vcs.empty()) out.set("vcs", std::move(vcs));
-    if (!max || r.sources.empty()) return out;
-    json::array infos;
-    for (const auto& s : r.sources) {
-        json::object one;
-        one.set("filename", s.filename);
-        if (!s.language.empty()) one.set("language", s.language);
-        one.set("data", base64_encode(s.data));
-        infos.emplace_back(std::move(one));
-    }
-    json::object source;
-    source.set("infos", json::value(std::move(infos)));
-    out.set("source", std::move(source));
-    return out;
-}
-
-json::object config_source(const build_record& r, std::string_view path_key) {
-    json::object out;
-    if (!r.config_uri.empty()) out.set("uri", without_credentials(r.config_uri));
-    if (!r.config_digests.empty()) out.set("digest", digests_json(r.config_digests));
-    const auto file = r.attrs.find("filename");
-    out.set(path_key, file == r.attrs.end() ? "Dockerfile" : file->second);
-    return out;
-}
-
-json::object predicate_v1(const provenance_options& o, const build_record& r) {
-    auto request = show_request(r, o.max);
-    json::object external;
-    external.set("configSource", config_source(r, "path"));
-    external.set("request", std::move(request.value));
-    json::object internal;
-    if (o.max) internal.set("buildConfig", steps_json(r));
-    internal.set("builderPlatform", oci::format(r.builder));
-    json::object definition;
-    definition.set("buildType", build_type_v1);
-    definition.set("externalParameters", std::move(external));
-    definition.set("internalParameters", std::move(internal));
-    definition.set("resolvedDependencies", json::value(materials_json(r)));
-    json::object metadata;
-    metadata.set("invocationID", r.invocation);
-    metadata.set("startedOn", format_time(r.started));
-    metadata.set("finishedOn", format_time(r.finished));
-    if (auto extra = metadata_json(r, o.max, std::move(request.vcs)); !extra.empty()) metadata.set("buildkit_metadata", std::move(extra));
-    metadata.set("buildkit_hermetic", r.complete && !r.network);
-    json::object complete;
-    complete.set("request", request.complete);
-    complete.set("resolvedDependencies", r.complete);
-    metadata.set("buildkit_completeness", std::move(complete));
-    metadata.set("buildkit_reproducible", o.reproducible);
-    json::object details;
-    details.set("builder", json::object{{"id", o.builder_id}});
-    details.set("metadata", std::move(metadata));
-    json::object out;
-    out.set("buildDefinition", std::move(definition));
-    out.set("runDetails", std::move(details));
-    return out;
-}
-
-json::object predicate_v02(const provenance_options& o, const build_record& r) {
-    auto request = show_request(r, o.max);
-    json::object invocation;
-    invocation.set("configSource", config_source(r, "entryPoint"));
-    invocation.set("parameters", std::move(request.value));
-    invocation.set("environment", json::object{{"platform", oci::format(r.builder)}});
-    json::object complete;
-    complete.set("parameters", request.complete);
-    complete.set("environment", true);
-    complete.set("materials", r.complete);
-    json::object metadata;
-    metadata.set("buildInvocationID", r.invocation);
-    metadata.set("buildStartedOn", format_time(r.started));
-    metadata.set("buildFinishedOn", format_time(r.finished));
-    metadata.set("completeness", std::move(complete));
-    metadata.set("reproducible", o.reproducible);
-    metadata.set("https://mobyproject.org/buildkit@v1#hermetic", r.complete && !r.network);
-    if (auto extra = metadata_json(r, o.max, std::move(request.vcs)); !extra.empty())
-        metadata.set("https://mobyproject.org/buildkit@v1#metadata", std::move(extra));
-    json::object out;
-    out.set("builder", json::object{{"id", o.builder_id}});
-    out.set("buildType", build_type_v02);
-    out.set("materials", json::value(materials_json(r)));
-    out.set("invocation", std::move(invocation));
-    if (o.max) out.set("buildConfig", steps_json(r));
-    out.set("metadata", std::move(metadata));
-    return out;
-}
-
 }  // namespace
 
 attest_request parse_attests(const std::map<std::string, std::string>& attests, bool default_max) {
@@ -285,16 +113,6 @@ std::map<std::string, std::string> attests_of(const std::map<std::string, std::s
     for (const auto& [key, value] : attrs)
         if (key.starts_with(argument)) out.emplace(to_lower(key.substr(argument.size())), value);
     return out;
-}
-
-attestation make_provenance(const provenance_options& o, const build_record& r) {
-    if (o.complete_materials && !r.complete)
-        throw error{errc::invalid, "provenance: complete-materials is demanded, and not every source of this build has a digest"};
-    auto predicate = o.v1 ? predicate_v1(o, r) : predicate_v02(o, r);
-    return {.predicate_type = o.v1 ? "https://slsa.dev/provenance/v1" : "https://slsa.dev/provenance/v0.2",
-            .predicate = json::serialize(json::value(std::move(predicate))),
-            .filename = o.filename,
-            .inline_only = o.inline_only};
 }
 
 }  // namespace cobuild::exporter

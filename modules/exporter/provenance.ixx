@@ -5,8 +5,10 @@
 /// URLs lose their credentials all the same. Errors: errc::invalid for parameters that are not known or not as they should be.
 module;
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -34,6 +36,9 @@ struct attestation {
     bool inline_only = false;       ///< for images only
     bool contents = false;          ///< an SPDX list of the result's own contents: images get their layers' digests into it
     std::vector<attested> about{};  ///< empty: the result itself
+    /// Provenance: how many of the image's layers, from the bottom, the result of a step ("step2:0") is made of. Their
+    /// descriptors are added when the image is written.
+    std::map<std::string, std::size_t> layers{};
 };
 
 /// What `attest:provenance` and `--provenance` may say.
@@ -66,8 +71,8 @@ struct material {
 };
 /// "pkg:docker/NAME@TAG?platform=linux%2Famd64" (`kind` docker or oci); a reference with a digest and no tag has that.
 std::string package_url(std::string_view kind, const oci::reference& ref, const std::optional<oci::platform>& platform);
-/// A URL without user and password.
-std::string without_credentials(std::string_view url);
+/// A URL whose user and password are xxxxx, as BuildKit shows them.
+std::string hide_credentials(std::string_view url);
 
 struct named_demand {
     std::string id;
@@ -82,25 +87,40 @@ struct provenance_step {
 };
 struct provenance_source {
     std::string filename, language, data;
+    std::vector<provenance_step> steps{};  ///< of the graph that the file was read from
+};
+
+/// A request to a frontend: the one that made what is attested, or an input of it.
+struct asked_request {
+    std::string frontend;                                                  ///< empty: the client works by itself
+    std::map<std::string, std::string> attrs;                              ///< as the client gave them
+    std::map<std::string, std::shared_ptr<const asked_request>> inputs{};  ///< those of which it is known who made them
+    std::shared_ptr<const asked_request> root{};                           ///< the client's own request, where that is another one
 };
 
 /// What a build was and did.
 struct build_record {
-    std::string frontend = "dockerfile.v0";
-    std::map<std::string, std::string> attrs;  ///< frontend attributes as the client gave them
+    asked_request request{.frontend = "dockerfile.v0", .attrs = {}};
     std::vector<named_demand> secrets, ssh;
     std::vector<std::string> locals;
     std::vector<material> materials;
-    bool complete = true;    ///< every source has a digest: no local one, no unknown
-    bool network = false;    ///< a step could reach the network
-    std::string config_uri;  ///< of a remote context; with `config_digests`
-    std::map<std::string, std::string> config_digests;
+    bool complete = true;  ///< every source has a digest: no local one, no unknown
+    bool network = false;  ///< a step could reach the network
     oci::platform builder;
     std::string invocation;  ///< an id of the build
     std::chrono::sys_time<nanoseconds> started{}, finished{};
     std::vector<provenance_step> steps;      ///< used in mode max
     std::vector<provenance_source> sources;  ///< likewise
+    /// Where steps stand in `sources`: by step BuildKit's pb.Locations as JSON; likewise.
+    std::map<std::string, std::string> locations;
+    std::map<std::string, std::size_t> layers;  ///< see attestation::layers; likewise
+    std::string dockerfile_version;             ///< of the built-in frontend, told where it made the result
+    std::string environment;                    ///< members of provenanceEnvDir's files as one JSON object; may be empty
 };
+
+/// The members of all "*.json" below the directory, those of later names first; empty when there is none. Throws errc::invalid
+/// naming the file for what is no JSON object or has a key that is BuildKit's own.
+std::string read_environment(const std::string& directory);
 
 /// Throws errc::invalid when complete materials are demanded and they are not.
 attestation make_provenance(const provenance_options& options, const build_record& record);
@@ -111,5 +131,7 @@ struct subject {
     std::string sha256;
 };
 std::string make_statement(const attestation& a, const std::vector<subject>& subjects);
+/// `a` with the descriptors of its layers, given those of the whole image.
+attestation with_layers(attestation a, const std::vector<oci::descriptor>& layers);
 
 }  // namespace cobuild::exporter

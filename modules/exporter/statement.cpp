@@ -55,14 +55,16 @@ std::string package_url(std::string_view kind, const oci::reference& ref, const 
     return out;
 }
 
-std::string without_credentials(std::string_view url) {
+std::string hide_credentials(std::string_view url) {
     const auto scheme = url.find("://");
     if (scheme == std::string_view::npos) return std::string(url);
     const auto begin = scheme + 3;
     const auto end = std::min(url.find_first_of("/?#", begin), url.size());
-    const auto at = url.substr(begin, end - begin).rfind('@');
+    const auto user = url.substr(begin, end - begin);
+    const auto at = user.rfind('@');
     if (at == std::string_view::npos) return std::string(url);
-    return cat(url.substr(0, begin), url.substr(begin + at + 1));
+    const bool password = user.substr(0, at).find(':') != std::string_view::npos;
+    return cat(url.substr(0, begin), password ? "xxxxx:xxxxx@" : "xxxxx@", url.substr(begin + at + 1));
 }
 
 std::string make_statement(const attestation& a, const std::vector<subject>& subjects) {

@@ -138,12 +138,8 @@ llb::net_mode network(std::string_view text) {
 attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
     attr_request out;
     auto& r = out.build;
-    for (const std::string_view key : {"contextsubdir", "dockerfilekey"}) {
-        if (const auto value = get(attrs, key); !value.empty() && value != "dockerfile") {
-            throw error{errc::unsupported,
-                        cat("build option ", key, "=", quoted(value), " is not supported yet: the build context is the client's directory")};
-        }
-    }
+    if (const auto name = get(attrs, "dockerfilekey"); !name.empty()) r.dockerfile_context = name;
+    r.context_subdir = get(attrs, "contextsubdir");
     if (const auto name = get(attrs, "filename"); !name.empty()) r.dockerfile_name = name;
     r.target = get(attrs, "target");
     for (const auto& [key, value] : attrs) {
@@ -153,6 +149,8 @@ attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
         take("build-arg:", r.build_args);
         take("label:", r.labels);
         take("context:", r.named_contexts);
+        take("input-metadata:", r.input_metadata);
+        take("local-sessionid:", r.local_sessions);
     }
     // "docker-image:NAME" is as good as "docker-image://NAME".
     for (auto& [name, value] : r.named_contexts)
@@ -193,9 +191,9 @@ attr_request parse_attrs(const std::map<std::string, std::string>& attrs) {
 
 async::task<request> read_sources(request r, gateway::frontend_gateway& engine) {
     if (r.dockerfile.empty()) {
-        auto text = co_await engine.read_context_file("dockerfile", r.dockerfile_name);
+        auto text = co_await engine.read_context_file(r.dockerfile_context, r.dockerfile_name);
         if (!text && r.dockerfile_name == "Dockerfile") {
-            text = co_await engine.read_context_file("dockerfile", "dockerfile");
+            text = co_await engine.read_context_file(r.dockerfile_context, "dockerfile");
             if (text) r.dockerfile_name = "dockerfile";
         }
         if (!text) throw error{errc::not_found, cat("there is no Dockerfile ", quoted(r.dockerfile_name), ": create it, or name another with -f")};
@@ -203,11 +201,11 @@ async::task<request> read_sources(request r, gateway::frontend_gateway& engine) 
     }
     if (!r.ignore_file) {
         auto name = cat(r.dockerfile_name, ".dockerignore");
-        r.ignore_file = co_await engine.read_context_file("dockerfile", name);
+        r.ignore_file = co_await engine.read_context_file(r.dockerfile_context, name);
         if (r.ignore_file) {
             r.ignore_file_name = std::move(name);
         } else {
-            r.ignore_file = co_await engine.read_context_file("context", ".dockerignore");
+            r.ignore_file = co_await engine.read_context_file(r.context_name, ".dockerignore");
         }
     }
     co_return r;

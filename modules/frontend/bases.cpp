@@ -68,6 +68,12 @@ async::task<void> converter::resolve_bases(const std::set<const stage_state*>& n
         if (s->context.empty() && s->base_name != "scratch")
             if (const auto* named = named_context(s->base_name)) s->context = *named;
         static constexpr std::string_view image_scheme = "docker-image://", layout_scheme = "oci-layout://";
+        if (s->context == "docker-image://scratch") {
+            s->image = empty_image();
+            s->platform = target_platform_;
+            if (s->stage == nullptr) s->dispatched = true;
+            continue;
+        }
         const bool image = s->context.starts_with(image_scheme), layout = s->context.starts_with(layout_scheme);
         if (!s->context.empty() && !image && !layout) {
             co_await apply_context(*s);
@@ -161,7 +167,7 @@ void converter::apply_base(stage_state& s, const gateway::image_config& found, c
                         .what = std::move(source),
                         .platform = llb::platform{s.platform->architecture, s.platform->os, s.platform->variant, s.platform->os_version,
                                                   s.platform->os_features}};
-        s.root = draft_.add(o, {}, std::move(meta), {{{static_cast<std::int32_t>(s.lines.first), 0}, {static_cast<std::int32_t>(s.lines.last), 0}}});
+        s.root = draft_.add(o, {}, std::move(meta), ranges_of(s.lines));
         if (s.platform->os != s.image.platform.os || s.platform->architecture != s.image.platform.architecture) {
             const auto comments = s.stage != nullptr ? s.stage->from.comments : std::vector<std::string>{};
             warn(df::check_rule::invalid_base_image_platform, s.lines, comments, asked, oci::format(oci::normalize(*s.platform)),

@@ -17,7 +17,8 @@ namespace cobuild::frontend {
 
 std::vector<std::string> converter::with_shell(const stage_state& s, std::vector<std::string> args) const {
     std::vector<std::string> out = s.image.config.shell;
-    if (out.empty()) out = {"/bin/sh", "-c"};
+    const bool windows = s.platform && s.platform->os == "windows";
+    if (out.empty()) out = windows ? std::vector<std::string>{"cmd", "/S", "/C"} : std::vector<std::string>{"/bin/sh", "-c"};
     std::string text;
     for (const auto& a : args) text += cat(text.empty() ? "" : " ", a);
     out.push_back(std::move(text));
@@ -93,8 +94,7 @@ void converter::set_workdir(stage_state& s, const df::instruction& in) {
     auto meta = metadata(s, step_name(s, display(s, in), &*s.platform));
     meta.ignore_cache = false;
     const llb::op o{.inputs = {}, .what = llb::file_op{{std::move(a)}}, .platform = {}};
-    s.root = draft_.add(o, inputs.refs, std::move(meta),
-                        {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
+    s.root = draft_.add(o, inputs.refs, std::move(meta), ranges_of(in.lines));
     add_history(s, cat("WORKDIR ", s.dir), true);
 }
 

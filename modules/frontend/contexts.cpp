@@ -51,6 +51,13 @@ llb::op unpacking(const std::string& name) {
     return {.inputs = {}, .what = std::move(f), .platform = {}};
 }
 
+llb::op below(const std::string& directory) {
+    llb::copy_action copy{.src = join_path("/", directory), .dest = "/", .dir_copy_contents = true};
+    llb::file_op f;
+    f.actions.push_back({.input = llb::scratch, .secondary_input = 0, .output = 0, .what = std::move(copy)});
+    return {.inputs = {}, .what = std::move(f), .platform = {}};
+}
+
 std::vector<llb::op> context_ops(const request& r) {
     std::vector<llb::op> out{{.inputs = {}, .what = r.remote_context.value(), .platform = {}}};
     if (!r.context_archive.empty()) out.push_back(unpacking(r.context_archive));
@@ -90,7 +97,7 @@ root_ref converter::unpacked_file(const ref& file, const std::string& name, llb:
 
 /// A context that is no image: the stage is its tree, with the configuration of an empty image.
 async::task<void> converter::apply_context(stage_state& s) {
-    static constexpr std::string_view local = "local:";
+    static constexpr std::string_view local = "local:", input = "input:";
     const std::string name = s.base_name;
     const auto named = [&](std::string text) {
         llb::op_metadata meta;
@@ -101,25 +108,17 @@ async::task<void> converter::apply_context(stage_state& s) {
     s.platform = target_platform_;
     std::optional<remote::git_ref> git;
     try {
-        git = remote::parse_git_context(s.context);
+        if (!s.context.starts_with(local) && !s.context.starts_with(input)) git = remote::parse_git_context(s.context);
     } catch (const error& e) {
         fail(e.kind(), cat("the named context ", name, ": ", e.what()), s.lines);
     }
     if (s.context.starts_with(local)) {
         const auto directory = s.context.substr(local.size());
-        llb::source_op source{cat("local://", directory), {}};
-        source.attrs["local.sharedkeyhint"] = cat("context:", directory);
-        if (const auto ignore = co_await engine_.read_context_file(directory, ".dockerignore"))
-            if (const auto rules = fs::parse_ignore_file(*ignore); !rules.empty())
-                source.attrs["local.excludepatterns"] = json::serialize(json::value(rules));
-        s.root = draft_.add({.inputs = {}, .what = std::move(source), .platform = {}}, {}, named("load from client"));
-        if (s.stage != nullptr) {
-            // Steps go on from layers, never from the directory itself.
-            llb::copy_action copy{.src = "/", .dest = "/", .dir_copy_contents = true, .create_dest_path = true};
-            llb::file_op f;
-            f.actions.push_back({.input = llb::scratch, .secondary_input = 0, .output = 0, .what = std::move(copy)});
-            s.root = draft_.add({.inputs = {}, .what = std::move(f), .platform = {}}, {*s.root}, named("copy"));
-        }
+        std::vector<std::string> ignored;
+        if (const auto ignore = co_await engine_.read_context_file(directory, ".dockerignore")) ignored = fs::parse_ignore_file(*ignore);
+        apply_local(s, directory, ignored);
+    } else if (s.context.starts_with(input)) {
+        apply_input(s, s.context.substr(input.size()));
     } else if (git) {
         const bool keep = build_arg("BUILDKIT_CONTEXT_KEEP_GIT_DIR").value_or("") == "1";
         s.root = draft_.add({.inputs = {}, .what = git_source(*git, git->keep_git_dir.value_or(keep), git->checksum), .platform = {}}, {},
@@ -136,11 +135,66 @@ async::task<void> converter::apply_context(stage_state& s) {
     if (s.stage == nullptr) s.dispatched = true;
 }
 
+void converter::apply_local(stage_state& s, const std::string& directory, const std::vector<std::string>& ignored) {
+    const auto named = [&](std::string_view text) {
+        llb::op_metadata meta;
+        meta.description[std::string(llb::custom_name)] = cat("[context ", s.base_name, "] ", text);
+        return meta;
+    };
+    llb::source_op source{cat("local://", directory), {}};
+    source.attrs["local.sharedkeyhint"] = cat("context:", directory);
+    if (const auto session = req_.local_sessions.find(directory); session != req_.local_sessions.end())
+        source.attrs["local.session"] = session->second;
+    if (!ignored.empty()) source.attrs["local.excludepatterns"] = json::serialize(json::value(ignored));
+    s.local = draft_.add({.inputs = {}, .what = std::move(source), .platform = {}}, {}, named("load from client"));
+    s.root = s.local;
+    if (s.stage == nullptr) return;
+    // Who is FROM it has all of it; where it stands for a stage, those who copy from that say what they want.
+    if (s.stage->name != s.base_name) want(s, "/");
+    // Steps go on from layers, never from the directory itself.
+    llb::copy_action copy{.src = "/", .dest = "/", .dir_copy_contents = true, .create_dest_path = true};
+    llb::file_op f;
+    f.actions.push_back({.input = llb::scratch, .secondary_input = 0, .output = 0, .what = std::move(copy)});
+    s.root = draft_.add({.inputs = {}, .what = std::move(f), .platform = {}}, {*s.root}, named("copy"));
+}
+
+/// A graph that the client or another build made, with the image config it told of, if any.
+void converter::apply_input(stage_state& s, const std::string& input) {
+    const auto graph = req_.inputs.find(input);
+    if (graph == req_.inputs.end()) {
+        std::vector<std::string_view> names;
+        for (const auto& [name, unused] : req_.inputs) names.emplace_back(name);
+        fail(errc::invalid, cat("invalid input ", input, " for ", s.base_name, ": there is no input of that name", did_you_mean(input, names)),
+             s.lines);
+    }
+    try {
+        s.root = draft_.add(graph->second);
+        const auto known = req_.input_metadata.find(input);
+        if (known == req_.input_metadata.end()) return;
+        const auto parsed = json::parse(known->second);
+        const auto* config = parsed.find("containerimage.config");
+        if (config == nullptr) return;
+        const auto text = base64_decode(config->as_string());
+        if (!text) throw error{errc::invalid, "containerimage.config is not base64"};
+        s.image = oci::parse_image(*text);
+        s.base_config = *text;
+        s.image.created.clear();
+        s.image.unknown = {};
+        s.image.config.unknown = {};
+    } catch (const error& e) {
+        fail(e.kind(), cat("the input ", input, " of the named context ", s.base_name, ": ", e.what()), s.lines);
+    }
+}
+
+void converter::want(const stage_state& s, const std::string& path) {
+    if (s.local) local_paths_[s.local->node].insert(path);
+}
+
 /// ADD of what has to be fetched: a vertex of its own, and the copy of what it brings.
 converter::part converter::remote_part(const stage_state& s, const command& c, const std::string& source, const std::string& name) {
     const auto lines = c.what.lines;
     const auto& add = std::get<df::add_instruction>(c.what.body);
-    const std::vector<llb::range> where{{{static_cast<std::int32_t>(lines.first), 0}, {static_cast<std::int32_t>(lines.last), 0}}};
+    const auto where = ranges_of(lines);
     std::optional<remote::git_ref> git;
     try {
         git = remote::parse_git(source);

@@ -2,6 +2,7 @@ module;
 #include <algorithm>
 #include <array>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <memory>
 #include <optional>
@@ -37,9 +38,21 @@ bool only_for_built_stages(std::string_view rule) {
 }  // namespace
 
 /// The build context as one vertex: the paths that are needed (all when one of them is the root), and what is ignored.
-std::vector<llb::op> converter::context_source() const {
-    if (req_.remote_context) return context_ops(req_);
+context_parts converter::context_source() const {
+    context_parts out;
+    if (const auto input = req_.inputs.find("context"); input != req_.inputs.end() && !req_.remote_context) {
+        if (input->second.ops.empty()) throw error{errc::invalid, "invalid nil input definition to definition op: the input \"context\" is empty"};
+        out.graph = input->second;
+    } else if (req_.remote_context) {
+        out.ops = context_ops(req_);
+    }
+    if (out.graph || !out.ops.empty()) {
+        if (!req_.context_subdir.empty()) out.ops.push_back(below(req_.context_subdir));
+        return out;
+    }
     llb::source_op source{cat("local://", req_.context_name), {}};
+    if (const auto session = req_.local_sessions.find(req_.context_name); session != req_.local_sessions.end())
+        source.attrs["local.session"] = session->second;
     source.attrs["local.sharedkeyhint"] = req_.shared_key_hint.empty() ? req_.context_name : req_.shared_key_hint;
     if (!ignore_rules_.empty()) source.attrs["local.excludepatterns"] = json::serialize(json::value(ignore_rules_));
     if (!context_paths_.empty() && !context_paths_.contains("/")) {
@@ -48,7 +61,18 @@ std::vector<llb::op> converter::context_source() const {
         std::sort(paths.begin(), paths.end());
         source.attrs["local.followpaths"] = json::serialize(json::value(paths));
     }
-    return {{.inputs = {}, .what = std::move(source), .platform = {}}};
+    out.ops.push_back({.inputs = {}, .what = std::move(source), .platform = {}});
+    return out;
+}
+
+/// Named contexts that are directories of the client bring the paths that are needed, all when one of them is the root.
+void converter::tell_wanted_paths() {
+    for (const auto& [node, wanted] : local_paths_) {
+        if (wanted.contains("/")) continue;
+        std::vector<std::string> paths;
+        for (const auto& p : wanted) paths.push_back(p.substr(1));
+        draft_.set_attribute({node, 0}, "local.followpaths", json::serialize(json::value(paths)));
+    }
 }
 
 result converter::finish(stage_state& target) {
@@ -66,20 +90,13 @@ result converter::finish(stage_state& target) {
     image.platform = oci::normalize(image.platform);
 
     result r;
-    for (const auto& w : findings(false))
-        r.warnings.push_back(
-            {.rule = w.rule, .message = w.message, .detail = w.detail, .url = w.url, .where = place(w.lines), .last_line = w.lines.last});
-    if (checks_.error && !r.warnings.empty()) {
-        std::set<std::string> rules;
-        for (const auto& w : r.warnings) rules.insert(w.rule);
-        std::string names;
-        for (const auto& rule : rules) names += cat(names.empty() ? "" : ", ", rule);
-        throw error{errc::invalid, cat("lint violation found for rules: ", names)}.at(r.warnings.front().where);
-    }
+    r.warnings = told_warnings();
+    if (auto violation = check_violation(findings(false))) throw std::move(*violation);
 
     warn_unused_build_args(r);
-    r.graph = draft_.finish(target.root, context_source(),
-                            {.filename = req_.dockerfile_name, .data = req_.dockerfile, .definition = nullptr, .language = "Dockerfile"});
+    want(target, "/");
+    tell_wanted_paths();
+    r.graph = draft_.finish(target.root, context_source(), source_of(req_));
     r.image_config = oci::encode(image);
     r.base_config = target.base_config;
     r.platform = image.platform;
@@ -112,6 +129,22 @@ void converter::warn_unused_build_args(result& r) const {
              .where = {req_.dockerfile_name, 0},
              .last_line = 0});
     }
+}
+
+std::optional<error> converter::check_violation(const std::vector<df::warning>& found) const {
+    if (!checks_.error || found.empty()) return std::nullopt;
+    std::set<std::string> rules;
+    for (const auto& w : found) rules.insert(w.rule);
+    std::string names;
+    for (const auto& rule : rules) names += cat(names.empty() ? "" : ", ", rule);
+    return error{errc::invalid, cat("lint violation found for rules: ", names)}.at(place(found.front().lines));
+}
+
+std::vector<warning> converter::told_warnings() const {
+    std::vector<warning> out;
+    for (const auto& w : findings(false))
+        out.push_back({.rule = w.rule, .message = w.message, .detail = w.detail, .url = w.url, .where = place(w.lines), .last_line = w.lines.last});
+    return out;
 }
 
 std::vector<df::warning> converter::findings(bool all) const {
@@ -168,7 +201,7 @@ async::task<stage_state*> converter::evaluate(bool all_stages) {
     check_syntax();
     read_file();
     make_global_args();
-    read_epoch();
+    co_await read_epoch();
     make_stages();
     target_ = find_target();
     connect_stages();
@@ -206,9 +239,40 @@ async::task<result> converter::run() {
 
 async::task<void> converter::evaluate_all() { (void)co_await evaluate(req_.target.empty()); }
 
-async::task<result> convert(request r, gateway::frontend_gateway& engine) {
+llb::source_info source_of(const request& r) {
+    llb::source_info out{.filename = r.dockerfile_name, .data = r.dockerfile, .definition = r.dockerfile_graph, .language = "Dockerfile"};
+    if (out.definition) return out;
+    llb::graph g;
+    if (r.remote_context) {
+        std::optional<llb::input> last;
+        for (auto& o : context_ops(r)) {
+            if (last) o.inputs = {*last};
+            last = g.add(o);
+        }
+        out.definition = std::make_shared<const llb::definition>(g.finish(last));
+        return out;
+    }
+    llb::source_op source{cat("local://", r.dockerfile_context), {}};
+    source.attrs["local.differ"] = "none";
+    source.attrs["local.followpaths"] =
+        json::serialize(json::value(std::vector<std::string>{r.dockerfile_name, cat(r.dockerfile_name, ".dockerignore")}));
+    source.attrs["local.sharedkeyhint"] = r.dockerfile_context;
+    out.definition = std::make_shared<const llb::definition>(g.finish(g.add({.inputs = {}, .what = std::move(source), .platform = {}})));
+    return out;
+}
+
+async::task<result> convert(request r, gateway::frontend_gateway& engine, std::vector<warning>* found) {
     converter c(std::move(r), engine);
-    co_return co_await c.run();
+    std::exception_ptr failed;
+    result out;
+    try {
+        out = co_await c.run();
+    } catch (...) {
+        failed = std::current_exception();
+    }
+    if (found != nullptr) *found = failed ? c.told_warnings() : out.warnings;
+    if (failed) std::rethrow_exception(failed);
+    co_return out;
 }
 
 }  // namespace cobuild::frontend

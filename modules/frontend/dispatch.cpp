@@ -53,6 +53,7 @@ std::string cross_target(const oci::platform& base, const env_list& env) {
 void converter::inherit(stage_state& s) {
     if (s.base != nullptr) {
         s.root = s.base->root;
+        want(*s.base, "/");
         s.platform = s.base->platform;
         // A chain of a thousand stages must not hold a thousand copies of its history.
         const bool last = s.base->heirs == 1;

@@ -4,11 +4,13 @@ module;
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
 #include <utility>
+#include <variant>
 #include <vector>
 
 module cobuild.frontend;
@@ -29,7 +31,7 @@ ref draft::add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta,
     const digest key = digest::of(llb::marshal(o));
     const auto [found, fresh] = index_.try_emplace(key, nodes_.size());
     if (fresh) {
-        nodes_.push_back({std::move(o), inputs, std::move(meta), {}});
+        nodes_.push_back({std::move(o), inputs, std::move(meta), {}, {}});
         keys_.push_back(key);
     } else {
         auto& known = nodes_[found->second].meta;
@@ -39,27 +41,49 @@ ref draft::add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta,
     return {found->second, 0};
 }
 
-llb::definition draft::finish(root_ref result, std::vector<llb::op> context, llb::source_info source) const {
+root_ref draft::add(const llb::definition& whole) {
+    const auto result = llb::load(whole).result;
+    if (!result) return std::nullopt;
+    const digest key = digest::of(cat(result->vertex.str(), ":", result->index));
+    const auto [found, fresh] = index_.try_emplace(key, nodes_.size());
+    if (fresh) {
+        nodes_.push_back({{}, {}, {}, {}, std::make_shared<const llb::definition>(whole)});
+        keys_.push_back(key);
+    }
+    return ref{found->second, 0};
+}
+
+void draft::set_attribute(const ref& source, const std::string& key, std::string value) {
+    std::get<llb::source_op>(nodes_.at(source.node).what.what).attrs[key] = std::move(value);
+}
+
+llb::definition draft::finish(root_ref result, context_parts context, llb::source_info source) const {
     llb::graph g;
     g.set_source(std::move(source));
-    std::vector<digest> ids;
+    std::vector<llb::input> ids;  // of output 0
     for (const node& n : nodes_) {
         llb::op o = n.what;
         if (ids.empty()) {
-            for (std::size_t i = 0; i + 1 < context.size(); ++i) {
-                const auto made = g.add(context[i], n.meta);
-                context[i + 1].inputs = {{made.vertex, made.index}};
+            std::optional<llb::input> last;
+            if (context.graph) last = g.add(*context.graph);
+            for (auto& c : context.ops) {
+                if (last) c.inputs = {*last};
+                last = g.add(c, n.meta);
             }
-            ids.push_back(g.add(context.back(), n.meta).vertex);
+            ids.push_back(last.value());
+            continue;
+        }
+        if (n.whole) {
+            ids.push_back(g.add(*n.whole).value());
             continue;
         }
         o.inputs.clear();
-        for (const ref& in : n.inputs) o.inputs.push_back({ids[in.node], in.output});
-        ids.push_back(g.add(o, n.meta, n.where.empty() ? std::vector<llb::range>{} : n.where.front()).vertex);
+        for (const ref& in : n.inputs) o.inputs.push_back({ids[in.node].vertex, ids[in.node].index + in.output});
+        ids.push_back(g.add(o, n.meta, n.where.empty() ? std::vector<llb::range>{} : n.where.front()));
         for (std::size_t i = 1; i < n.where.size(); ++i) g.add(o, {}, n.where[i]);
     }
     if (!result) return g.finish({});
-    return g.finish(llb::input{ids[result->node], result->output});
+    return g.finish(llb::input{ids[result->node].vertex, ids[result->node].index + result->output});
 }
 
 std::int64_t input_list::of(const root_ref& r) {

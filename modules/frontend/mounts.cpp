@@ -122,6 +122,7 @@ void converter::add_directory_mount(stage_state& s, const df::mount& m, stage_st
             fail(errc::invalid, cat("cannot mount from stage ", quoted(m.from), " to ", quoted(m.target), ": the stage must stand above this one"),
                  lines);
         root = source->root;
+        want(*source, join_path("/", m.source));
     } else if (from_context) {
         root = draft::context();
         context_paths_.insert(join_path("/", m.source));

@@ -81,4 +81,11 @@ std::string did_you_mean(std::string_view word, const std::vector<std::string_vi
     return found.empty() || found == word ? std::string() : cat(" (did you mean ", found, "?)");
 }
 
+std::vector<llb::range> ranges_of(df::line_range lines) {
+    std::vector<llb::range> out;
+    for (auto line = static_cast<std::int32_t>(lines.first); line <= static_cast<std::int32_t>(std::max(lines.first, lines.last)); ++line)
+        out.push_back({{line, 0}, {line, 0}});
+    return out;
+}
+
 }  // namespace cobuild::frontend

@@ -69,7 +69,7 @@ void converter::run_command(stage_state& s, command& c) {
     const auto& run = std::get<df::run_instruction>(in.body);
     if (!run.devices.empty()) fail(errc::unsupported, cat("RUN --device=", run.devices.front().name, " is not supported yet"), in.lines);
     const bool runs =
-        oci::match_rank(req_.build_platform, *s.platform) ||
+        req_.any_platform || oci::match_rank(req_.build_platform, *s.platform) ||
         std::any_of(req_.emulated.begin(), req_.emulated.end(), [&](const auto& p) { return oci::match_rank(p, *s.platform).has_value(); });
     if (!runs) {
         fail(errc::unsupported,
@@ -126,8 +126,7 @@ void converter::run_command(stage_state& s, command& c) {
     e.mounts.insert(e.mounts.begin(), std::make_move_iterator(mounts.begin()), std::make_move_iterator(mounts.end()));
     const auto& p = *s.platform;
     const llb::op o{.inputs = {}, .what = std::move(e), .platform = llb::platform{p.architecture, p.os, p.variant, p.os_version, p.os_features}};
-    s.root = draft_.add(o, inputs.refs, std::move(meta),
-                        {{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}});
+    s.root = draft_.add(o, inputs.refs, std::move(meta), ranges_of(in.lines));
     add_history(s, df::run_history(args, declared_args(s)), true);
 }
 

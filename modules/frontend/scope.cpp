@@ -1,13 +1,11 @@
 module;
 #include <algorithm>
 #include <array>
-#include <charconv>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <string>
 #include <string_view>
-#include <system_error>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -49,18 +47,14 @@ std::optional<llb::proxy_env> proxy_of(const std::map<std::string, std::string>&
     return any ? std::optional(std::move(p)) : std::nullopt;
 }
 
-std::optional<std::int64_t> parse_seconds(std::string_view text) {
-    std::int64_t n = 0;
-    const auto [end, failed] = std::from_chars(text.data(), text.data() + text.size(), n);
-    // Its nanoseconds must fit as well.
-    if (failed != std::errc{} || end != text.data() + text.size() || n < -9'000'000'000 || n > 9'000'000'000) return std::nullopt;
-    return n;
-}
-
 }  // namespace
 
 converter::converter(request r, gateway::frontend_gateway& engine)
     : req_(std::move(r)), engine_(engine), target_platform_(req_.target_platform.value_or(req_.build_platform)), proxy_(proxy_of(req_.build_args)) {
+    // BuildKit's clients write these with and without the slashes.
+    for (auto& [name, what] : req_.named_contexts)
+        for (const std::string_view scheme : {"docker-image:", "oci-layout:"})
+            if (what.starts_with(scheme) && what.compare(scheme.size(), 2, "//") != 0) what.insert(scheme.size(), "//");
     if (const auto name = build_arg("BUILDKIT_SANDBOX_HOSTNAME"); name && !name->empty()) req_.hostname = *name;
 }
 
@@ -95,6 +89,7 @@ void converter::read_file() {
     if (req_.dockerfile.empty()) throw error{errc::invalid, "the Dockerfile cannot be empty"}.at({req_.dockerfile_name, 0});
     file_ = df::parse(req_.dockerfile, req_.dockerfile_name);
     auto typed = df::parse_instructions(file_);
+    if (!typed.errors.empty()) warn_before(std::move(typed.value), typed.errors.front().lines.first);
     if (!typed.errors.empty()) throw df::to_error(file_, typed.errors);
     parsed_ = std::move(typed.value);
     if (parsed_.stages.empty()) throw error{errc::invalid, "the Dockerfile has no stages to build"}.at({req_.dockerfile_name, 0});
@@ -107,6 +102,17 @@ void converter::read_file() {
         throw error(e).at({req_.ignore_file_name, 0});
     }
     ignore_has_exceptions_ = std::any_of(ignore_rules_.begin(), ignore_rules_.end(), [](const auto& rule) { return rule.starts_with('!'); });
+}
+
+/// What is to be said of a file that goes wrong in that line: the checks of what stands above it.
+void converter::warn_before(df::parsed known, unsigned line) {
+    try {
+        checks_ = df::file_check_options(file_, build_arg("BUILDKIT_DOCKERFILE_CHECK").value_or(""));
+    } catch (const error&) {
+        return;  // the file's error comes first
+    }
+    warnings_ = df::check_file(file_, known, checks_, global_args_.lookup());
+    std::erase_if(warnings_, [line](const auto& w) { return w.lines.first >= line; });
 }
 
 void converter::make_global_args() {
@@ -142,31 +148,13 @@ void converter::make_global_args() {
                 }
             }
             told.value = value.value_or("");
+            // An ARG that is set anew is made of what it was made of before.
+            if (const auto old = global_notes_.find(arg.key); old != global_notes_.end())
+                told.needs.insert(told.needs.end(), old->second.needs.begin(), old->second.needs.end());
             global_notes_.insert_or_assign(arg.key, std::move(told));
             if (value) global_args_.set(arg.key, *value);
         }
     }
-}
-
-void converter::read_epoch() {
-    static constexpr std::string_view name = "SOURCE_DATE_EPOCH";
-    auto text = build_arg(name);
-    if (!text) {
-        text = global_args_.get(name);
-        if (text && text->empty()) text.reset();
-    }
-    if (!text) return;
-    if (text->empty()) {  // given as empty: reset
-        global_args_.erase(name);
-        req_.build_args.erase(std::string(name));
-        return;
-    }
-    epoch_ = parse_seconds(*text);
-    if (epoch_) return;
-    const bool source = *text == "context" || parsed_.find(*text) != nullptr || req_.named_contexts.contains(*text);
-    if (source)
-        throw error{errc::unsupported, cat(name, "=", *text, " takes the time from a source, which is not supported yet; give seconds since 1970")};
-    throw error{errc::invalid, cat("invalid ", name, "=", *text, ": expected seconds since 1970, such as 1700000000")};
 }
 
 void converter::warn(df::check_rule rule, df::line_range lines, const std::vector<std::string>& comments, std::string_view first,

@@ -99,18 +99,18 @@ std::string converter::expand_base(const df::stage& st, stage_state& s) {
 
 std::optional<oci::platform> converter::expand_platform(const df::stage& st, stage_state& s) const {
     if (st.platform.empty()) return std::nullopt;
+    std::string hint;
     try {
         const auto e = df::expand_word(st.platform, global_args_.lookup(), file_.escape);
         s.used_args.insert(e.matched.begin(), e.matched.end());
+        if (!e.unmatched.empty()) hint = did_you_mean(e.unmatched.front(), global_args_.keys());
         if (e.text.empty()) {
-            std::string hint;
-            if (!e.unmatched.empty()) hint = did_you_mean(e.unmatched.front(), global_args_.keys());
             fail(errc::invalid, cat("empty platform value from expression ", st.platform, hint), st.from.lines);
         }
         return oci::parse_platform(e.text);
     } catch (const error& e) {
         if (e.where()) throw;
-        fail(e.kind(), cat("FROM --platform=", st.platform, ": ", e.what()), st.from.lines);
+        fail(e.kind(), cat("failed to parse platform ", st.platform, ": ", e.what(), ": invalid argument", hint), st.from.lines);
     }
 }
 

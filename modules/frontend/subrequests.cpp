@@ -87,7 +87,8 @@ std::string plain_check_text(const request& r, const std::vector<df::warning>& f
     return cat(out, "\n", found.size(), found.size() == 1 ? " warning found\n" : " warnings found\n");
 }
 
-answer check_answer(const request& r, const std::vector<df::warning>& found, std::optional<error> problem) {
+/// `violation` is what a build would fail with, which a check only tells of.
+answer check_answer(const request& r, const std::vector<df::warning>& found, std::optional<error> problem, std::optional<error> violation) {
     answer out;
     json::array warnings;
     for (const auto& w : found) {
@@ -106,11 +107,11 @@ answer check_answer(const request& r, const std::vector<df::warning>& found, std
     json::object all;
     all.set("warnings", std::move(warnings));
     all.set("sources", json::array{json::value(std::move(source))});
-    if (problem) {
+    if (const auto& told_of = problem ? problem : violation) {
         std::vector<df::line_range> lines;
-        for (const auto& d : df::split_error(*problem)) lines.push_back(d.lines);
+        for (const auto& d : df::split_error(*told_of)) lines.push_back(d.lines);
         json::object o;
-        o.set("message", problem->what());
+        o.set("message", told(r, *told_of).what.what());
         o.set("location", location(lines));
         all.set("buildError", std::move(o));
     }
@@ -228,7 +229,8 @@ async::task<answer> check(request r, gateway::frontend_gateway& engine) {
         problem = describe(failed);
         if (problem->kind() == errc::canceled || problem->kind() == errc::internal) std::rethrow_exception(failed);
     }
-    co_return check_answer(r, c.findings(r.target.empty()), std::move(problem));
+    const auto found = c.findings(r.target.empty());
+    co_return check_answer(r, found, std::move(problem), c.check_violation(found));
 }
 
 async::task<answer> show_outline(request r, gateway::frontend_gateway& engine) {

@@ -28,8 +28,8 @@ void set_mode(llb::copy_action& a, std::string_view chmod) {
     } else if (is_symbolic_mode(chmod)) {
         a.mode_str = chmod;
     } else {
-        throw error{errc::invalid,
-                    cat("invalid chmod parameter: '", chmod, "': it should be an octal string between 0 and 07777, or symbolic such as u=rwX,go=rX")};
+        throw error{errc::invalid, cat("invalid chmod parameter: '", chmod,
+                                       "'. it should be octal string and between 0 and 07777, or symbolic such as u=rwX,go=rX")};
     }
 }
 
@@ -170,6 +170,8 @@ void converter::transfer(stage_state& s, command& c) {
         if (from_context) {
             warn_ignored(in, path, add != nullptr);
             context_paths_.insert(wanted_path(path, parents));
+        } else if (c.sources.front() != nullptr) {
+            want(*c.sources.front(), wanted_path(path, parents));
         }
         parts.push_back({local_copy(path, parents), source});
         parts.back().what.attempt_unpack = add != nullptr && add->unpack.value_or(true);
@@ -196,7 +198,7 @@ void converter::transfer(stage_state& s, command& c) {
     for (std::size_t i = 1; i < f.actions.size(); ++i) f.actions[i].input = static_cast<std::int64_t>(inputs.refs.size() + i) - 1;
     f.actions.back().output = 0;
 
-    const std::vector<llb::range> where{{{static_cast<std::int32_t>(in.lines.first), 0}, {static_cast<std::int32_t>(in.lines.last), 0}}};
+    const auto where = ranges_of(in.lines);
     auto meta = metadata(s, name);
     if (link) meta.progress_group = llb::progress_group{.id = digest::of(name).hex().substr(0, 25), .name = name, .weak = true};
     const auto group = meta.progress_group;

@@ -2,6 +2,7 @@
 module;
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -29,6 +30,7 @@ struct request {
     oci::platform build_platform;  ///< this machine's
     /// Other platforms whose steps this machine can run, because the kernel has an emulator for them.
     std::vector<oci::platform> emulated;
+    bool any_platform = false;    ///< steps of other platforms are not refused: whether they run shows when they do
     bool multi_platform = false;  ///< names of vertices then carry the platform
     bool no_cache = false;
     std::vector<std::string> no_cache_stages;  ///< lower case; --no-cache-filter
@@ -47,9 +49,22 @@ struct request {
     std::optional<llb::source_op> remote_context;
     /// `remote_context` is one file of this name, which is unpacked when it is an archive; empty: a tree.
     std::string context_archive;
+    /// Only this directory of the context, when that is no directory of the client.
+    std::string context_subdir;
+    /// The client's directory that holds the Dockerfile.
+    std::string dockerfile_context = "dockerfile";
     /// Named contexts by name (or name::platform): "docker-image://...", "oci-layout://STORE:TAG", "local:NAME" (a directory
-    /// of the client), a git repository or a URL (unpacked when it is an archive). Only those that are needed are looked at.
+    /// of the client), "input:NAME", a git repository or a URL (unpacked when it is an archive). Only those that are needed are
+    /// looked at.
     std::map<std::string, std::string> named_contexts;
+    /// Graphs by name, of "input:NAME" in named_contexts; "context" is the build context itself. Empty ones are empty roots.
+    std::map<std::string, llb::definition> inputs;
+    /// What is known of inputs, by their name: a JSON object of result metadata, its values in base64.
+    std::map<std::string, std::string> input_metadata;
+    /// "local-sessionid:NAME": the session whose directory NAME is, where that is not the build's own.
+    std::map<std::string, std::string> local_sessions;
+    /// The graph that the Dockerfile was read from, for who shows the source; none: it is read from the client's directory.
+    std::shared_ptr<const llb::definition> dockerfile_graph;
 };
 
 /// A remark that does not stop the build. Level 1 of BuildKit's vertex warnings.

@@ -1,4 +1,5 @@
 module;
+#include <algorithm>
 #include <compare>
 #include <cstddef>
 #include <cstdint>
@@ -69,7 +70,41 @@ input graph::add(const op& o, op_metadata meta, std::vector<range> where) {
     return {id, 0};
 }
 
-void graph::set_source(source_info info) { source_ = std::move(info); }
+std::optional<input> graph::add(const definition& d) {
+    auto all = load(d);
+    if (!all.result) return std::nullopt;
+    std::unordered_map<digest, const bytes*> data;
+    for (const bytes& b : d.ops) data.emplace(digest::of(b), &b);
+    std::vector<std::int32_t> moved;
+    if (d.source) {
+        for (const auto& info : d.source->infos) {
+            const auto same = [&](const source_info& s) { return s.filename == info.filename && s.data == info.data && s.language == info.language; };
+            const auto at = std::find_if(sources_.begin(), sources_.end(), same);
+            moved.push_back(static_cast<std::int32_t>(at - sources_.begin()));
+            if (at == sources_.end()) sources_.push_back(info);
+        }
+    }
+    for (auto& v : all.vertices) {
+        const auto [found, fresh] = index_.try_emplace(v.id, entries_.size());
+        if (fresh) {
+            std::vector<digest> inputs;
+            for (const input& in : v.what.inputs) inputs.push_back(in.vertex);
+            entries_.push_back({v.id, *data.at(v.id), std::move(inputs), output_count(v.what), std::move(v.meta), {}});
+        } else {
+            merge(entries_[found->second].meta, std::move(v.meta));
+        }
+        const auto* places = d.source ? &d.source->locations : nullptr;
+        if (places == nullptr || !places->contains(v.id)) continue;
+        for (auto where : places->at(v.id).list) {
+            if (where.source_index < 0 || static_cast<std::size_t>(where.source_index) >= moved.size()) continue;
+            where.source_index = moved[static_cast<std::size_t>(where.source_index)];
+            entries_[found->second].where.push_back(std::move(where));
+        }
+    }
+    return all.result;
+}
+
+void graph::set_source(source_info info) { sources_.insert(sources_.begin(), std::move(info)); }
 
 definition graph::finish(std::optional<input> result) const {
     definition d;
@@ -80,18 +115,18 @@ definition graph::finish(std::optional<input> result) const {
         for (const digest& in : entries_[at].inputs) visit(index_.at(in));
     });
     source_map places;
-    if (source_) places.infos.push_back(*source_);
+    places.infos = sources_;
     for (std::size_t i = 0; i < entries_.size(); ++i) {
         const entry& e = entries_[i];
         if (!needed[i]) continue;
         d.ops.push_back(e.data);
         d.metadata.emplace(e.id, e.meta);
-        if (source_ && !e.where.empty()) places.locations.emplace(e.id, locations{e.where});
+        if (!sources_.empty() && !e.where.empty()) places.locations.emplace(e.id, locations{e.where});
     }
     const op terminal{.inputs = {*result}, .what = {}, .platform = {}, .constraints = {}};
     d.ops.push_back(marshal(terminal));
     d.metadata.emplace(digest::of(d.ops.back()), op_metadata{});
-    if (source_) d.source = std::move(places);
+    if (!sources_.empty()) d.source = std::move(places);
     return d;
 }
 

@@ -128,6 +128,11 @@ platform normalize(platform p) {
 
 platform parse_platform(std::string_view text) {
     const auto bad = [&](std::string_view why) { return error{errc::invalid, cat("invalid platform ", quoted(text), ": ", why)}; };
+    const auto bad_word = [&](std::string_view word) {
+        // As containerd words it, whose sentence users of BuildKit look for.
+        return error{errc::invalid, cat(quoted(word), " is an invalid component of ", quoted(text),
+                                        ": platform specifier component must match \"^[A-Za-z0-9_.-]+$\"")};
+    };
     const auto words = split(text, '/');
     platform p;
     if (words.size() > 3) throw bad("expected os/architecture or os/architecture/variant");
@@ -138,9 +143,9 @@ platform parse_platform(std::string_view text) {
         os = os.substr(0, open);
         if (!p.os_version.empty() && !word_is_valid(p.os_version)) throw bad("the version may have letters, digits, dots and dashes only");
     }
-    if (!word_is_valid(os)) throw bad("words may have letters, digits, dots, dashes and underscores only, and none may be empty");
+    if (!word_is_valid(os)) throw bad_word(os);
     for (std::size_t i = 1; i < words.size(); ++i)
-        if (!word_is_valid(words[i])) throw bad("words may have letters, digits, dots, dashes and underscores only, and none may be empty");
+        if (!word_is_valid(words[i])) throw bad_word(words[i]);
     if (words.size() == 1) {
         const auto host = host_platform();
         p.os = normalize({.os = std::string(os)}).os;

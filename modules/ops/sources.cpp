@@ -1,6 +1,8 @@
 module;
 #include <charconv>
+#include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <filesystem>
 #include <map>
 #include <memory>
@@ -104,17 +106,58 @@ std::vector<std::string> list_attribute(const llb::source_op& source, const std:
     return json::parse(at->second).as_strings();
 }
 
+/// How much of a directory came over the wire, told ten times a second at most.
+class transfer_line {
+public:
+    transfer_line(const progress::writer& to, const std::string& name) : to_(to.out()) {
+        now_.id = cat("transferring ", name, ":");
+        now_.name = "transferring";  // clients look for this word
+        now_.vertex = to.about().id;
+    }
+    void update(std::int64_t bytes) {
+        now_.current = bytes;
+        const auto now = std::chrono::system_clock::now();
+        if (now_.started && now - now_.timestamp < std::chrono::milliseconds{100}) return;
+        if (!now_.started) now_.started = now;
+        tell(now);
+    }
+    void done() {
+        if (!now_.started) return;
+        const auto now = std::chrono::system_clock::now();
+        now_.completed = now;
+        tell(now);
+    }
+
+private:
+    void tell(progress::time_point now) {
+        now_.timestamp = now;
+        if (to_) to_->on_event(now_);
+    }
+    std::shared_ptr<progress::sink> to_;
+    progress::status now_;
+};
+
 /// A client's directory. Nothing is read here: what a COPY or mount wants of it is read when it is wanted.
 class local_op final : public solver::op {
 public:
     local_op(const build_scope& scope, std::string name, const llb::source_op& source)
-        : session_(scope.session), key_(key_in(scope, name, source)), wanted_(wanted_of(std::move(name), source)) {}
+        : session_(scope.session), key_(key_in(scope, name, source)), wanted_(wanted_of(std::move(name), source)) {
+        if (const auto at = source.attrs.find("local.session"); at != source.attrs.end()) session_id_ = at->second;
+    }
 
     async::task<solver::cache_info> describe(solver::context) override { co_return solver::cache_info{.op_digest = key_, .ephemeral = true}; }
 
-    async::task<solver::run_result> run(std::vector<solver::result>, solver::context) override {
+    async::task<solver::run_result> run(std::vector<solver::result>, solver::context ctx) override {
         std::optional<std::filesystem::path> directory;
-        if (session_) directory = co_await session_->directory(wanted_);
+        auto from = session_;
+        if (session_ && !session_id_.empty()) from = co_await session_->other(session_id_);
+        if (!from) from = session_;
+        // A line that is never told of stays unseen: a local client's directory does not come over a wire.
+        const auto seen = std::make_shared<transfer_line>(ctx.progress, wanted_.name);
+        auto wanted = wanted_;
+        wanted.on_bytes = [seen](std::uint64_t bytes) { seen->update(static_cast<std::int64_t>(bytes)); };
+        if (from) directory = co_await from->directory(std::move(wanted));
+        seen->done();
         if (!directory) throw error{errc::not_found, cat("the client offers no directory named ", quoted(wanted_.name))};
         auto value = std::make_shared<local_value>(fs::root(directory->string()));
         value->name = wanted_.name;
@@ -146,6 +189,7 @@ private:
     std::shared_ptr<session::session> session_;
     digest key_;
     session::directory_request wanted_;
+    std::string session_id_;
 };
 
 }  // namespace

@@ -83,7 +83,17 @@ void apply_query(git_ref& out, std::string_view query, std::string_view whole) {
         if (!ref_key.empty())
             throw error{errc::invalid, cat("the git reference ", quoted(redacted(whole)), " has both ", ref_key, "= and ", key, "=")};
         ref_key = key;
+        // A fragment may say the same once more.
+        if (!out.ref.empty() && out.ref != value)
+            throw error{errc::invalid,
+                        cat("the git reference ", quoted(redacted(whole)), ": ref conflicts: ", quoted(out.ref), " vs ", quoted(value))};
         out.ref = std::move(value);
+    };
+    const auto set_subdir = [&](std::string value) {
+        if (!out.subdir.empty() && out.subdir != value)
+            throw error{errc::invalid,
+                        cat("the git reference ", quoted(redacted(whole)), ": subdir conflicts: ", quoted(out.subdir), " vs ", quoted(value))};
+        out.subdir = std::move(value);
     };
     for (const auto item : split(query, '&')) {
         if (item.empty()) continue;
@@ -99,7 +109,7 @@ void apply_query(git_ref& out, std::string_view query, std::string_view whole) {
         else if (key == "commit" || key == "checksum")
             out.checksum = value;
         else if (key == "subdir")
-            out.subdir = clean_subdir(value, whole);
+            set_subdir(clean_subdir(value, whole));
         else if (key == "keep-git-dir")
             out.keep_git_dir = flag(key, value);
         else if (key == "submodules")
@@ -154,17 +164,14 @@ std::optional<git_ref> parse_git(std::string_view text) {
     if (out->host.empty() || out->host.starts_with('-') || out->remote.starts_with('-'))
         throw error{errc::invalid, cat("the git reference ", quoted(redacted(text)), " names no host")};
     if (cut == std::string_view::npos) return out;
-    if (text[cut] == '?') {
-        const auto hash = text.find('#', cut);
-        if (hash != std::string_view::npos && hash + 1 < text.size())
-            throw error{errc::invalid, cat("the git reference ", quoted(redacted(text)), " has a fragment and a query; give one of them")};
-        apply_query(*out, text.substr(cut + 1, hash == std::string_view::npos ? hash : hash - cut - 1), text);
-    } else {
-        const auto fragment = text.substr(cut + 1);
+    const auto hash = text.find('#', cut);
+    if (hash != std::string_view::npos) {
+        const auto fragment = text.substr(hash + 1);
         const auto colon = fragment.find(':');
         out->ref = fragment.substr(0, colon);
         if (colon != std::string_view::npos) out->subdir = clean_subdir(fragment.substr(colon + 1), text);
     }
+    if (text[cut] == '?') apply_query(*out, text.substr(cut + 1, hash == std::string_view::npos ? hash : hash - cut - 1), text);
     check_ref(out->ref);
     return out;
 }

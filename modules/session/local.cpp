@@ -104,6 +104,7 @@ private:
 async::task<std::optional<std::string>> session::ssh_agent(std::string) { co_return std::nullopt; }
 std::shared_ptr<blob_store> session::blobs(std::string) { return nullptr; }
 async::task<bool> session::upload(std::string, piece_sink) { co_return false; }
+async::task<std::shared_ptr<session>> session::other(std::string) { co_return nullptr; }
 
 std::shared_ptr<session> make_local(async::blocking_pool& pool, local_options options) {
     return std::make_shared<local_session>(pool, std::move(options));

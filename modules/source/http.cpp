@@ -50,11 +50,11 @@ struct exchange {
     http::url at;
 };
 
-/// The three forms of RFC 9110 5.6.7.
+/// The three forms of RFC 9110 5.6.7, the middle one with UTC for GMT as well, as Go's servers write it. (Its years of two digits
+/// from 69 on are the last century's to strptime: no file has a time in the future of that.)
 std::int64_t parse_http_date(std::string_view text) {
-    std::string copy(text);
-    if (copy.ends_with(" UTC")) copy.replace(copy.size() - 3, 3, "GMT");  // as some servers have it
-    for (const auto* form : {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%a %b %d %H:%M:%S %Y"}) {
+    const std::string copy(text);
+    for (const char* form : {"%a, %d %b %Y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S GMT", "%A, %d-%b-%y %H:%M:%S UTC", "%a %b %e %H:%M:%S %Y"}) {
         std::tm when{};
         const char* end = ::strptime(copy.c_str(), form, &when);
         if (end != nullptr && *end == '\0') return std::max<std::int64_t>(0, ::timegm(&when));

@@ -34,15 +34,15 @@ import cobuild.client;
 using namespace cobuild;
 using namespace cobuild::test;
 using namespace std::chrono_literals;
-namespace pb = moby::buildkit::v1;
+namespace api = moby::buildkit::v1;
 
 namespace {
 
 /// A daemon as far as one build sees it. It keeps what it was told.
 struct fake_daemon {
-    pb::SolveRequest control;
-    pb::frontend::SolveRequest bridge;
-    std::optional<pb::frontend::ReturnRequest> returned;
+    api::SolveRequest control;
+    api::frontend::SolveRequest bridge;
+    std::optional<api::frontend::ReturnRequest> returned;
     rpc::metadata session, bridge_headers;
     async::event done;
     bool fail = false;
@@ -79,13 +79,13 @@ async::task<rpc::status> serve(daemon_ptr d, call_ptr c) {
         BOOST_REQUIRE(d->control.ParseFromString(*request));
         if (d->control.frontend().empty()) co_await d->done.wait();
         if (d->fail) co_return failure_with_source();
-        pb::SolveResponse a;
+        api::SolveResponse a;
         (*a.mutable_exporter_response())["containerimage.digest"] = "sha256:1";
         co_await c->write(a.SerializeAsString());
         co_return rpc::status{};
     }
     if (m.ends_with("Control/Status")) {
-        pb::StatusResponse a;
+        api::StatusResponse a;
         auto* v = a.add_vertexes();
         v->set_digest(digest::of(std::string_view("step")).str());
         v->set_name("a step");
@@ -104,7 +104,7 @@ async::task<rpc::status> serve(daemon_ptr d, call_ptr c) {
     if (m.ends_with("LLBBridge/Solve")) {
         BOOST_REQUIRE(d->bridge.ParseFromString(*request));
         if (d->fail) co_return failure_with_source();
-        pb::frontend::SolveResponse a;
+        api::frontend::SolveResponse a;
         a.mutable_result()->mutable_ref()->set_id("r1");
         (*a.mutable_result()->mutable_metadata())["result.txt"] = "an answer";
         answer = a.SerializeAsString();

@@ -34,7 +34,7 @@ import cobuild.client;
 using namespace cobuild;
 using namespace cobuild::test;
 using namespace std::chrono_literals;
-namespace pb = moby::session;
+namespace api = moby::session;
 namespace blobs = containerd::services::content::v1;
 
 namespace {
@@ -43,19 +43,19 @@ constexpr const char* get_secret = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
 constexpr const char* take_files = "/moby.filesync.v1.FileSend/DiffCopy";
 
 std::string secret_request(const std::string& id) {
-    pb::GetSecretRequest q;
+    api::GetSecretRequest q;
     q.set_id(id);
     return q.SerializeAsString();
 }
 
 std::string secret_in(const std::string& answer) {
-    pb::GetSecretResponse a;
+    api::GetSecretResponse a;
     BOOST_REQUIRE(a.ParseFromString(answer));
     return a.data();
 }
 
 std::string bytes_message(std::string data) {
-    pb::BytesMessage m;
+    api::BytesMessage m;
     m.set_data(std::move(data));
     return m.SerializeAsString();
 }
@@ -69,9 +69,9 @@ async::task<std::optional<client::login>> one_login(std::string host) {
 
 CO_TEST_CASE(a_session_says_it_is_healthy) {
     lent_session s(rt, {});
-    pb::HealthCheckResponse a;
+    api::HealthCheckResponse a;
     BOOST_REQUIRE(a.ParseFromString(co_await s.daemon->unary("/grpc.health.v1.Health/Check", {})));
-    BOOST_TEST(a.status() == pb::HealthCheckResponse::SERVING);
+    BOOST_TEST(a.status() == api::HealthCheckResponse::SERVING);
     co_await s.server.stop(1s);
 }
 
@@ -112,9 +112,9 @@ CO_TEST_CASE(a_secret_over_500_kib_is_refused) {
 
 CO_TEST_CASE(logins_are_given_for_known_hosts_and_tokens_are_not_fetched_here) {
     lent_session s(rt, {.logins = one_login});
-    pb::CredentialsRequest q;
+    api::CredentialsRequest q;
     q.set_host("registry.test");
-    pb::CredentialsResponse a;
+    api::CredentialsResponse a;
     BOOST_REQUIRE(a.ParseFromString(co_await s.daemon->unary("/moby.filesync.v1.Auth/Credentials", q.SerializeAsString())));
     BOOST_TEST(a.username() == "user");
     BOOST_TEST(a.secret() == "password");
@@ -146,7 +146,7 @@ CO_TEST_CASE(an_ssh_agent_is_a_pipe_to_its_socket) {
     });
     lent_session s(rt, {.ssh_agents = {{"default", path}}});
     BOOST_TEST(co_await s.daemon->unary("/moby.sshforward.v1.SSH/CheckAgent", {}) == "");
-    pb::CheckAgentRequest other;
+    api::CheckAgentRequest other;
     other.set_id("other");
     BOOST_TEST(
         says(co_await failure(s.daemon->unary("/moby.sshforward.v1.SSH/CheckAgent", other.SerializeAsString())), "unset ssh forward key other"));
@@ -154,7 +154,7 @@ CO_TEST_CASE(an_ssh_agent_is_a_pipe_to_its_socket) {
     co_await call->write(bytes_message("this"));
     std::string heard;
     while (auto m = co_await call->read()) {
-        pb::BytesMessage b;
+        api::BytesMessage b;
         BOOST_REQUIRE(b.ParseFromString(*m));
         heard += b.data();
     }
@@ -271,7 +271,7 @@ CO_TEST_CASE(uploads_are_named) {
     co_await call->writes_done();
     std::size_t size = 0;
     while (auto m = co_await call->read()) {
-        pb::BytesMessage b;
+        api::BytesMessage b;
         BOOST_REQUIRE(b.ParseFromString(*m));
         size += b.data().size();
     }

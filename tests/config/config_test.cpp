@@ -57,7 +57,7 @@ std::vector<key_case> cases() {
          [](c x) { return x.insecure_entitlements == strings{"network.host", "security.insecure", "device"}; },
          "\"network.host\"",
          {"[\"root\"]"}},
-        {"", "provenanceEnvDir = \"/p\"", [](c x) { return x.provenance_env_dir == "/p"; }, "[]", {}, true},
+        {"", "provenanceEnvDir = \"/p\"", [](c x) { return x.provenance_env_dir == "/p"; }, "[]"},
         {"log", "format = \"json\"", [](c x) { return x.log.format == log_format::json; }, "true", {"\"xml\""}},
         {"log", "level = \"WARN\"", [](c x) { return x.log.level == log_level::warning; }, "3", {"\"loud\""}},
         {"log", "level = \"fatal\"", [](c x) { return x.log.level == log_level::off; }, "3"},

@@ -437,3 +437,81 @@ BOOST_AUTO_TEST_CASE(an_output_needs_a_session_that_takes_it) {
         BOOST_TEST(says(co_await failure(call<wire::SolveResponse>(s, cat(control, "Solve"), unknown)), "no active session for nobody"));
     });
 }
+
+// ---------------------------------------------------------------- the frontend in the daemon
+
+BOOST_AUTO_TEST_CASE(the_frontend_builds_from_graphs) {
+    with_daemon([](served& s) -> async::task<void> {
+        rpc::status end;
+        co_await drive(
+            s, "g1",
+            [&s](rpc::metadata m) -> async::task<void> {
+                bridge::SolveRequest q;
+                q.set_frontend("dockerfile.v0");
+                auto& inputs = *q.mutable_frontend_inputs();
+                inputs["dockerfile"] = one_file("/Dockerfile", "FROM scratch\nCOPY in /\nCOPY --from=other hello /copied\n");
+                inputs["context"] = one_file("/in", "of the context");
+                inputs["o"] = one_file("/hello", "of the other");
+                (*q.mutable_frontend_opt())["context:other"] = "input:o";
+                q.set_allow_result_return(true);
+                q.set_allow_result_array_ref(true);
+                const auto solved = co_await call<bridge::SolveResponse>(s, cat(gateway, "Solve"), q, m);
+                bridge::ReadFileRequest read;
+                read.set_ref(solved.result().ref().id());
+                read.set_file_path("in");
+                BOOST_TEST((co_await call<bridge::ReadFileResponse>(s, cat(gateway, "ReadFile"), read, m)).data() == "of the context");
+                read.set_file_path("copied");
+                BOOST_TEST((co_await call<bridge::ReadFileResponse>(s, cat(gateway, "ReadFile"), read, m)).data() == "of the other");
+                inputs["context"] = "";
+                BOOST_TEST(says(co_await failure(call<bridge::SolveResponse>(s, cat(gateway, "Solve"), q, m)), "invalid nil input definition"));
+                // The client's own inputs are none: Solve gave it none.
+                BOOST_TEST((co_await call<bridge::InputsResponse>(s, cat(gateway, "Inputs"), bridge::InputsRequest(), m)).definitions().empty());
+                bridge::ReturnRequest result;
+                *result.mutable_result()->mutable_ref() = solved.result().ref();
+                (void)co_await call<bridge::ReturnResponse>(s, cat(gateway, "Return"), result, m);
+            },
+            &end);
+        BOOST_TEST(end.ok());
+    });
+}
+
+// The lines of the Dockerfile go to the client, and into the record with the whole error.
+BOOST_AUTO_TEST_CASE(a_mistake_in_the_dockerfile_is_told_and_kept) {
+    with_daemon([](served& s) -> async::task<void> {
+        wire::SolveRequest r;
+        r.set_ref("bad");
+        r.set_frontend("dockerfile.v0");
+        (*r.mutable_frontend_inputs())["dockerfile"] = one_file("/Dockerfile", "FROM scratch\nBADCMD \\\n x\n");
+        auto solving = s.channel->open(cat(control, "Solve"));
+        BOOST_TEST(co_await solving->write(r.SerializeAsString()));
+        co_await solving->writes_done();
+        BOOST_TEST(!(co_await solving->read()).has_value());
+        const auto end = co_await solving->finish();
+        BOOST_TEST(end.message == "dockerfile parse error on line 2: unknown instruction: BADCMD");
+        google::rpc::Status details;
+        BOOST_TEST(details.ParseFromString(end.details));
+        BOOST_REQUIRE(details.details_size() == 1);
+        BOOST_TEST(details.details(0).value().find(R"("ranges":[{"start":{"line":2},"end":{"line":2}},{"start":{"line":3},"end":{"line":3}}])") !=
+                   std::string::npos);
+        BOOST_TEST(details.details(0).value().find(R"("definition":{"def":[)") != std::string::npos);
+        (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), solve_request("good"));
+        wire::BuildHistoryRequest q;
+        q.set_early_exit(true);
+        auto stream = s.channel->open(cat(control, "ListenBuildHistory"));
+        BOOST_TEST(co_await stream->write(q.SerializeAsString()));
+        co_await stream->writes_done();
+        std::map<std::string, wire::BuildHistoryRecord> records;
+        while (const auto bytes = co_await stream->read()) {
+            wire::BuildHistoryEvent e;
+            BOOST_TEST(e.ParseFromString(*bytes));
+            records[e.record().ref()] = e.record();
+        }
+        BOOST_TEST((co_await stream->finish()).ok());
+        BOOST_TEST(records["bad"].external_error().digest() == digest::of(end.details).str());
+        BOOST_TEST(records["bad"].external_error().media_type() == "application/vnd.googeapis.google.rpc.status+proto");
+        BOOST_TEST(records["bad"].error().message() == end.message);
+        BOOST_TEST(records["bad"].trace().size() > 0);
+        BOOST_REQUIRE(records["good"].result().attestations_size() == 1);
+        BOOST_TEST(records["good"].result().attestations(0).annotations().at("in-toto.io/predicate-type") == "https://slsa.dev/provenance/v1");
+    });
+}

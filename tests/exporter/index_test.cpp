@@ -183,7 +183,9 @@ WORLD_CASE(timestamps_are_rewritten_above_the_base) {
     const auto again = co_await exporter::write_images(w.stores(), one, false, {}, options, {});
     BOOST_TEST((again.top.digest == out.top.digest));
     one[0].epoch.reset();
-    BOOST_TEST((co_await failure(exporter::write_images(w.stores(), one, false, {}, options, {}))).has_value());
+    // Without a time there is nothing to cut to.
+    const auto uncut = co_await exporter::write_images(w.stores(), one, false, {}, options, {});
+    for (const auto& l : uncut.images.at(0).layers) BOOST_TEST(!l.annotations.contains("buildkit/rewritten-timestamp"));
 }
 
 // As BuildKit's archives have it: there the time stands beside the name, whoever made the image.

@@ -2,7 +2,9 @@
 #include "support/support.hpp"
 
 #include <chrono>
+#include <fstream>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,17 +20,18 @@ namespace {
 
 exporter::build_record a_record() {
     exporter::build_record r;
-    r.attrs = {{"filename", "app.Dockerfile"},
-               {"build-arg:TOKEN", "hush"},
-               {"label:owner", "me"},
-               {"context", "https://user:pass@example.org/x.git#main"},
-               {"platform", "linux/arm64"},
-               {"cgroup-parent", "/x"},
-               {"attest:provenance", "mode=max"},
-               {"vcs:revision", "abc"}};
+    r.request.attrs = {{"filename", "app.Dockerfile"},
+                       {"build-arg:TOKEN", "hush"},
+                       {"label:owner", "me"},
+                       {"context", "https://user:pass@example.org/x.git#main"},
+                       {"platform", "linux/arm64"},
+                       {"cgroup-parent", "/x"},
+                       {"attest:provenance", "mode=max"},
+                       {"vcs:revision", "abc"}};
     r.secrets = {{"key", false}, {"maybe", true}};
     r.locals = {"context"};
-    r.materials = {{"pkg:docker/alpine@3?platform=linux%2Famd64", {{"sha256", "00ff"}}}};
+    r.materials = {{"pkg:docker/alpine@3?platform=linux%2Famd64", {{"sha256", "00ff"}}},
+                   {"https://xxxxx:xxxxx@example.org/x.git#main", {{"sha1", "cafe"}}}};
     r.complete = false;
     r.builder = oci::parse_platform("linux/amd64");
     r.invocation = "id";
@@ -56,10 +59,11 @@ BOOST_AUTO_TEST_CASE(version_1) {
     const auto& definition = in(p, "buildDefinition");
     const auto& external = in(definition, "externalParameters");
     BOOST_TEST(json::string_at(in(external, "configSource"), "path") == "app.Dockerfile");
+    BOOST_TEST(json::string_at(in(external, "configSource"), "uri") == "https://xxxxx:xxxxx@example.org/x.git#main");
+    BOOST_TEST(json::string_map_at(in(external, "configSource"), "digest").at("sha1") == "cafe");
     const auto& request = in(external, "request");
     BOOST_TEST(json::string_at(request, "frontend") == "dockerfile.v0");
-    const std::map<std::string, std::string> args{
-        {"filename", "app.Dockerfile"}, {"build-arg:TOKEN", "hush"}, {"label:owner", "me"}, {"context", "https://example.org/x.git#main"}};
+    const std::map<std::string, std::string> args{{"build-arg:TOKEN", "hush"}, {"label:owner", "me"}};
     BOOST_TEST((json::string_map_at(request, "args") == args));
     BOOST_TEST(json::array_at(request, "secrets").size() == 2U);
     BOOST_TEST(json::string_at(json::array_at(request, "locals").at(0).as_object(), "name") == "context");
@@ -102,7 +106,7 @@ BOOST_AUTO_TEST_CASE(version_0_2) {
     BOOST_TEST(json::string_at(p, "buildType") == "https://mobyproject.org/buildkit@v1");
     BOOST_TEST(json::string_at(in(in(p, "invocation"), "configSource"), "entryPoint") == "app.Dockerfile");
     BOOST_TEST(json::string_at(in(in(p, "invocation"), "environment"), "platform") == "linux/amd64");
-    BOOST_TEST(json::array_at(p, "materials").size() == 1U);
+    BOOST_TEST(json::array_at(p, "materials").size() == 2U);
     BOOST_TEST(json::array_at(in(p, "buildConfig"), "llbDefinition").size() == 2U);
     BOOST_TEST(json::at(in(p, "metadata"), "reproducible").as_bool());
     BOOST_TEST(!json::at(in(in(p, "metadata"), "completeness"), "materials").as_bool());
@@ -163,9 +167,80 @@ BOOST_AUTO_TEST_CASE(package_urls) {
     const std::string hex(64, 'a');
     BOOST_TEST(url(cat("alpine:3@sha256:", hex)) == "pkg:docker/alpine@3");
     BOOST_TEST(url(cat("alpine@sha256:", hex), "linux/amd64") == cat("pkg:docker/alpine?digest=sha256:", hex, "&platform=linux%2Famd64"));
-    BOOST_TEST(exporter::without_credentials("https://u:p@h/x?a=b@c") == "https://h/x?a=b@c");
-    BOOST_TEST(exporter::without_credentials("https://h/x@y") == "https://h/x@y");
-    BOOST_TEST(exporter::without_credentials("git@h:x") == "git@h:x");
+    BOOST_TEST(exporter::hide_credentials("https://u:p@h/x?a=b@c") == "https://xxxxx:xxxxx@h/x?a=b@c");
+    BOOST_TEST(exporter::hide_credentials("https://token@h/x") == "https://xxxxx@h/x");
+    BOOST_TEST(exporter::hide_credentials("https://h/x@y") == "https://h/x@y");
+    BOOST_TEST(exporter::hide_credentials("git@h:x") == "git@h:x");
+}
+
+// The request that made an input stands in the one that used it, and loses its build arguments with it in mode min.
+BOOST_AUTO_TEST_CASE(requests_of_inputs_and_the_clients_own) {
+    auto r = a_record();
+    r.request.inputs["base"] = std::make_shared<exporter::asked_request>(
+        exporter::asked_request{.frontend = "dockerfile.v0", .attrs = {{"target", "base"}, {"build-arg:SECRET", "hush2"}}});
+    r.request.root = std::make_shared<exporter::asked_request>(exporter::asked_request{.frontend = "", .attrs = {{"root-request", "x"}}});
+    const auto request = [&](bool max) {
+        const auto p = predicate(exporter::make_provenance({.max = max}, r));
+        return in(in(in(p, "buildDefinition"), "externalParameters"), "request");
+    };
+    const auto all = request(true);
+    const auto& made = in(in(in(all, "inputs"), "base"), "request");
+    BOOST_TEST((json::string_map_at(made, "args") == std::map<std::string, std::string>{{"target", "base"}, {"build-arg:SECRET", "hush2"}}));
+    BOOST_TEST(!in(in(all, "root"), "request").contains("frontend"));
+    BOOST_TEST(json::string_map_at(in(in(all, "root"), "request"), "args").at("root-request") == "x");
+    const auto few = request(false);
+    BOOST_TEST((json::string_map_at(in(in(in(few, "inputs"), "base"), "request"), "args") == std::map<std::string, std::string>{{"target", "base"}}));
+}
+
+// A client that makes its graph itself has no request to tell of.
+BOOST_AUTO_TEST_CASE(a_client_without_frontend) {
+    auto r = a_record();
+    r.request = {};
+    const auto p = predicate(exporter::make_provenance({.max = true}, r));
+    BOOST_TEST(!json::at(in(in(in(p, "runDetails"), "metadata"), "buildkit_completeness"), "request").as_bool());
+    const auto& external = in(in(p, "buildDefinition"), "externalParameters");
+    BOOST_TEST(in(external, "configSource").empty());
+    BOOST_TEST(!in(external, "request").contains("args"));
+}
+
+BOOST_AUTO_TEST_CASE(layers_of_steps) {
+    auto r = a_record();
+    r.layers = {{"step0:0", 1}, {"step1:0", 2}, {"step9:0", 3}};
+    oci::descriptor one, two;
+    one.digest = digest::of("one");
+    two.digest = digest::of("two");
+    one.annotations["internal"] = "x";
+    for (const bool v1 : {true, false}) {
+        const auto whole = exporter::with_layers(exporter::make_provenance({.max = true, .v1 = v1}, r), {one, two});
+        const auto p = predicate(whole);
+        const auto& metadata = v1 ? in(in(p, "runDetails"), "metadata") : in(p, "metadata");
+        const auto& layers = in(in(metadata, v1 ? "buildkit_metadata" : "https://mobyproject.org/buildkit@v1#metadata"), "layers");
+        BOOST_TEST(layers.size() == 2U);  // of step9 the image holds no more than two layers
+        const auto& chain = json::array_at(layers, "step1:0").at(0).as_array();
+        BOOST_TEST(chain.size() == 2U);
+        BOOST_TEST(json::string_at(chain.at(1).as_object(), "digest") == two.digest.str());
+        BOOST_TEST(!chain.at(0).as_object().contains("annotations"));
+    }
+    BOOST_TEST(exporter::with_layers(exporter::make_provenance({}, r), {one, two}).predicate.find("layers") == std::string::npos);
+}
+
+BOOST_AUTO_TEST_CASE(environment_of_the_configuration) {
+    const test::scratch_dir dir;
+    const auto write = [&](const char* name, const char* text) { std::ofstream(dir.path() / name) << text; };
+    write("a.json", R"({"foo": "bar", "n": [1, 2]})");
+    write("b.json", R"({"foo": "later"})");
+    write("c.txt", "no");
+    auto r = a_record();
+    r.environment = exporter::read_environment(dir.path().string());
+    r.dockerfile_version = "1.2";
+    const auto v1 = in(in(predicate(exporter::make_provenance({}, r)), "buildDefinition"), "internalParameters");
+    BOOST_TEST(json::string_at(v1, "foo") == "later");
+    BOOST_TEST(json::string_at(v1, "dockerfileVersion") == "1.2");
+    const auto v02 = in(in(predicate(exporter::make_provenance({.v1 = false}, r)), "invocation"), "environment");
+    BOOST_TEST(json::array_at(v02, "n").size() == 2U);
+    BOOST_TEST(exporter::read_environment("/no/such/directory").empty());
+    write("d.json", R"({"builderPlatform": "x"})");
+    BOOST_CHECK_THROW((void)exporter::read_environment(dir.path().string()), error);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

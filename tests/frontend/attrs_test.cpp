@@ -100,7 +100,6 @@ BOOST_AUTO_TEST_CASE(wrong_values_name_the_attribute) {
     }
     BOOST_TEST(refused({{"platform", "linux/amd64,linux/arm64"}, {"multi-platform", "false"}}).find("more than one") != std::string::npos);
     BOOST_TEST(refused({{"ulimit", "nofile=3:2"}}).find("above the hard") != std::string::npos);
-    BOOST_TEST(refused({{"contextsubdir", "x"}}).find("not supported yet") != std::string::npos);
 }
 
 BOOST_AUTO_TEST_CASE(which_files_are_read) {

@@ -109,8 +109,7 @@ BOOST_AUTO_TEST_CASE(source_date_epoch) {
     BOOST_TEST(std::get<llb::mkdir_action>(o.file("[2/2] WORKDIR /w").actions.at(0).what).timestamp == 1700000000000000000);
     BOOST_TEST(!build("FROM busybox\n", [](auto& r, auto&) { r.build_args["SOURCE_DATE_EPOCH"] = ""; }).r.epoch.has_value());
     BOOST_TEST(*build("ARG SOURCE_DATE_EPOCH=0\nFROM busybox\n").r.epoch == 0);
-    BOOST_TEST((failure("FROM busybox\n", [](auto& r, auto&) { r.build_args["SOURCE_DATE_EPOCH"] = "context"; }).kind() == errc::unsupported));
-    BOOST_TEST(says(failure("FROM busybox\n", [](auto& r, auto&) { r.build_args["SOURCE_DATE_EPOCH"] = "soon"; }), "SOURCE_DATE_EPOCH=soon"));
+    BOOST_TEST(says(failure("FROM busybox\n", [](auto& r, auto&) { r.build_args["SOURCE_DATE_EPOCH"] = "soon"; }), "SOURCE_DATE_EPOCH: soon"));
 }
 
 BOOST_AUTO_TEST_CASE(workdir_is_a_directory_of_the_user) {

@@ -29,9 +29,10 @@ BOOST_AUTO_TEST_CASE(places_lead_to_the_dockerfile) {
     const auto o = build("FROM busybox\nRUN a \\\n  b\n");
     BOOST_TEST(o.r.graph.source->infos.at(0).filename == "Dockerfile");
     BOOST_TEST(o.r.graph.source->infos.at(0).language == "Dockerfile");
-    const auto& where = o.r.graph.source->locations.at(o.graph.vertices.at(1).id).list.at(0).ranges.at(0);
-    BOOST_TEST(where.start.line == 2);
-    BOOST_TEST(where.end.line == 3);
+    const auto& where = o.r.graph.source->locations.at(o.graph.vertices.at(1).id).list.at(0).ranges;
+    BOOST_REQUIRE(where.size() == 2U);
+    BOOST_TEST(where[0].start.line == 2);
+    BOOST_TEST(where[1].end.line == 3);
 }
 
 BOOST_AUTO_TEST_CASE(options_of_the_request_reach_the_step) {

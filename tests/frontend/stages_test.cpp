@@ -93,7 +93,7 @@ BOOST_AUTO_TEST_CASE(copy_from_by_number_and_forward_references) {
     BOOST_TEST(forward.where()->line == 2U);
     BOOST_TEST(says(failure("FROM busybox AS a\nCOPY --from=b x y\nFROM a AS b\nRUN x\n"), "circular dependency detected on stage: a"));
     BOOST_TEST(says(failure("FROM busybox AS a\nCOPY --from=a x y\n"), "circular dependency detected"));
-    BOOST_TEST(says(failure("FROM busybox AS a\nARG V=a\nCOPY --from=$V x y\n"), "does not expand variables"));
+    BOOST_TEST(says(failure("FROM busybox AS a\nARG V=a\nCOPY --from=$V x y\n"), "variable expansion is not supported for --from"));
 }
 
 BOOST_AUTO_TEST_CASE(platforms_of_stages) {
@@ -114,7 +114,7 @@ BOOST_AUTO_TEST_CASE(platforms_of_stages) {
     // Without RUN nothing needs to run; the base is not what was asked for.
     BOOST_TEST(build("FROM busybox\nCOPY a /\n", arm).warnings() == "InvalidBaseImagePlatform:1 ");
     BOOST_TEST(says(failure("FROM --platform=$NOPE busybox\n"), "empty platform value from expression $NOPE"));
-    BOOST_TEST(says(failure("FROM --platform=a/b/c/d busybox\n"), "--platform=a/b/c/d"));
+    BOOST_TEST(says(failure("FROM --platform=a/b/c/d busybox\n"), "failed to parse platform a/b/c/d: "));
 }
 
 BOOST_AUTO_TEST_CASE(multi_platform_names_carry_the_platform) {
@@ -219,8 +219,8 @@ BOOST_AUTO_TEST_CASE(named_contexts) {
     BOOST_TEST(repository.identifier == "git://h/r.git#v1:d");
     BOOST_TEST(repository.attrs.at("git.fullurl") == "https://h/r.git");
 
-    const auto e = failure("FROM busybox\nCOPY --from=src a b\n", [](auto& r, auto&) { r.named_contexts["src"] = "input:src"; });
-    BOOST_TEST(says(e, "the named context src=input:src"));
+    const auto e = failure("FROM busybox\nCOPY --from=src a b\n", [](auto& r, auto&) { r.named_contexts["src"] = "ftp:src"; });
+    BOOST_TEST(says(e, "the named context src=ftp:src"));
     BOOST_TEST(e.where()->line == 2U);
 }
 

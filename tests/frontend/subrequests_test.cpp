@@ -195,7 +195,7 @@ BOOST_AUTO_TEST_CASE(all_errors_are_told_at_once) {
     BOOST_TEST(says(e, "; line 5: invalid chmod parameter: '999'"));
     const auto from = failure("FROM ${A\nFROM --platform=x/y/z/w busybox\n");
     BOOST_TEST(from.where()->line == 1U);
-    BOOST_TEST(says(from, "; line 2: FROM --platform=x/y/z/w"));
+    BOOST_TEST(says(from, "; line 2: failed to parse platform x/y/z/w: "));
 }
 
 BOOST_AUTO_TEST_CASE(a_name_that_is_no_stage_is_offered_the_nearest) {

@@ -63,6 +63,27 @@ BOOST_AUTO_TEST_CASE(equal_ops_are_one_vertex_and_the_terminal_is_last) {
     BOOST_TEST(g.finish({}).ops.empty());
 }
 
+// What another graph is made of comes with its bytes, its metadata and its sources, each once.
+BOOST_AUTO_TEST_CASE(a_graph_in_another) {
+    llb::graph inner;
+    inner.set_source({"other", "text", nullptr, "Dockerfile"});
+    const auto a = inner.add(source("local://a"), {.description = {{"k", "1"}}}, {{{3, 0}, {3, 0}}});
+    const auto whole = inner.finish(inner.add(run(a, "x")));
+    llb::graph g;
+    g.set_source({"Dockerfile", "FROM x", nullptr, "Dockerfile"});
+    const auto in = g.add(whole).value();
+    BOOST_TEST((in == g.add(whole).value()));
+    const auto d = g.finish(g.add(run(in, "y"), {}, {{{1, 0}, {1, 0}}}));
+    BOOST_REQUIRE(d.ops.size() == 4U);
+    BOOST_TEST(d.ops[0] == whole.ops[0]);
+    BOOST_TEST(d.ops[1] == whole.ops[1]);
+    BOOST_TEST(d.metadata.at(a.vertex).description.at("k") == "1");
+    BOOST_REQUIRE(d.source->infos.size() == 2U);
+    BOOST_TEST(d.source->infos[1].filename == "other");
+    BOOST_TEST(d.source->locations.at(a.vertex).list.at(0).source_index == 1);
+    BOOST_TEST(!g.add(llb::definition{}).has_value());
+}
+
 BOOST_AUTO_TEST_CASE(places_in_the_source_follow_their_vertex) {
     llb::graph g;
     g.set_source({"Dockerfile", "FROM x", nullptr, "Dockerfile"});

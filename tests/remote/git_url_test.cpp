@@ -61,7 +61,12 @@ BOOST_AUTO_TEST_CASE(query_form) {
     BOOST_TEST(parse_git("https://h/b.git?commit=" + commit)->ref == commit);
     BOOST_TEST(refusal("https://h/b.git?brunch=x").find("unknown query key") != std::string::npos);
     BOOST_TEST(refusal("https://h/b.git?tag=a&branch=b").find("both") != std::string::npos);
-    BOOST_TEST(refusal("https://h/b.git?ref=a#b").find("a fragment and a query") != std::string::npos);
+    BOOST_TEST(refusal("https://h/b.git?ref=a#b").find("ref conflicts: \"b\" vs \"a\"") != std::string::npos);
+    BOOST_TEST(refusal("https://h/b.git?subdir=a#:b").find("subdir conflicts") != std::string::npos);
+    // Both may say the same.
+    const auto both = remote::parse_git("https://h/b.git?tag=v1&subdir=s#refs/tags/v1:s").value();
+    BOOST_TEST(both.ref == "refs/tags/v1");
+    BOOST_TEST(both.subdir == "s");
 }
 
 BOOST_AUTO_TEST_CASE(nothing_becomes_an_option_or_leaves_the_repository) {

@@ -43,14 +43,23 @@ using root_ref = std::optional<ref>;
 
 /// The graph while its build context is open: which paths of it are needed is known only when every instruction was seen,
 /// and they are part of the context's name and so of the name of all that lies upon it.
+/// What the build context is made of: a graph, if any, and ops each of which is the only input of the next.
+struct context_parts {
+    std::optional<llb::definition> graph;
+    std::vector<llb::op> ops;
+};
+
 class draft {
 public:
     draft();
     [[nodiscard]] static ref context() { return {0, 0}; }
     /// `inputs` stand for o.inputs, which is made of them. Equal ops are one node.
     ref add(llb::op o, const std::vector<ref>& inputs, llb::op_metadata meta, std::vector<llb::range> where = {});
-    /// `context` are the ops that the context is made of: each is the only input of the next.
-    [[nodiscard]] llb::definition finish(root_ref result, std::vector<llb::op> context, llb::source_info source) const;
+    /// All of a graph; nothing when that is empty.
+    root_ref add(const llb::definition& whole);
+    /// What is told of a source only at the end: an attribute that does not count for what equals what.
+    void set_attribute(const ref& source, const std::string& key, std::string value);
+    [[nodiscard]] llb::definition finish(root_ref result, context_parts context, llb::source_info source) const;
 
 private:
     struct node {
@@ -58,6 +67,7 @@ private:
         std::vector<ref> inputs;
         llb::op_metadata meta;
         std::vector<std::vector<llb::range>> where;
+        std::shared_ptr<const llb::definition> whole;  ///< instead of `what`
     };
     std::vector<node> nodes_;
     std::vector<digest> keys_;
@@ -134,6 +144,7 @@ struct stage_state {
     bool ignore_cache = false;
 
     root_ref root;
+    std::optional<ref> local;  ///< the client's directory that `root` is, or was copied from
     env_list env;
     std::map<std::string, std::size_t, std::less<>> config_env;  ///< where a name stands in image.config.env, for the first
     std::size_t config_env_known = 0;                            ///< this many of its entries
@@ -169,6 +180,9 @@ public:
     async::task<void> evaluate_all();
     /// What was found so far, sorted by line. Without `all`: of the target's stages and of FROM lines.
     [[nodiscard]] std::vector<df::warning> findings(bool all) const;
+    [[nodiscard]] std::vector<warning> told_warnings() const;
+    /// The error that findings are where the file or the build says so.
+    [[nodiscard]] std::optional<error> check_violation(const std::vector<df::warning>& found) const;
     [[nodiscard]] outline make_outline();
     [[nodiscard]] const std::string& file_name() const noexcept { return req_.dockerfile_name; }
 
@@ -181,8 +195,14 @@ private:
     // scope.cpp
     void check_syntax() const;
     void read_file();
+    void warn_before(df::parsed known, unsigned line);
     void make_global_args();
-    void read_epoch();
+    // epoch.cpp
+    async::task<void> read_epoch();
+    [[nodiscard]] std::optional<llb::source_op> timed_context(const std::string& name, const std::string& what) const;
+    [[nodiscard]] llb::source_op timed_stage(const df::stage& stage) const;
+
+    // scope.cpp
     void warn(df::check_rule rule, df::line_range lines, const std::vector<std::string>& comments, std::string_view first,
               std::string_view second = {}, std::string_view third = {});
     void report_unset(const stage_state& s, const df::instruction& in, const std::vector<std::string>& unmatched);
@@ -210,6 +230,10 @@ private:
     // contexts.cpp
     [[nodiscard]] const std::string* named_context(const std::string& name) const;
     async::task<void> apply_context(stage_state& s);
+    void apply_local(stage_state& s, const std::string& directory, const std::vector<std::string>& ignored);
+    void apply_input(stage_state& s, const std::string& input);
+    /// Paths of a client's directory that a step wants, where the root of `s` is one ("/": all of it).
+    void want(const stage_state& s, const std::string& path);
     [[nodiscard]] root_ref unpacked_file(const ref& file, const std::string& name, llb::op_metadata meta);
     [[nodiscard]] oci::image empty_image() const;
 
@@ -255,7 +279,8 @@ private:
     part remote_part(const stage_state& s, const command& c, const std::string& source, const std::string& name);
 
     // convert.cpp
-    [[nodiscard]] std::vector<llb::op> context_source() const;
+    [[nodiscard]] context_parts context_source() const;
+    void tell_wanted_paths();
     result finish(stage_state& target);
     void warn_unused_build_args(result& r) const;
 
@@ -286,6 +311,7 @@ private:
     std::optional<fs::ignore_patterns> ignore_;
     bool ignore_has_exceptions_ = false;
     std::set<std::string> context_paths_;
+    std::map<std::size_t, std::set<std::string>> local_paths_;  ///< likewise, of named contexts; by node
     draft draft_;
 };
 
@@ -298,6 +324,8 @@ std::string path_in(std::string_view dir, std::string_view p);
 /// [user][:group] as a chown: numbers are ids, "root" is 0, other names are looked up in the op's input `base`.
 llb::chown_opt parse_owner(std::string_view text, std::int64_t base);
 bool has_wildcards(std::string_view path);
+/// One range a line, as BuildKit's frontend tells where a step stands.
+std::vector<llb::range> ranges_of(df::line_range lines);
 /// chmod(1)'s symbolic form.
 bool is_symbolic_mode(std::string_view text);
 /// " (did you mean x?)", or nothing.
@@ -307,5 +335,7 @@ llb::source_op git_source(const remote::git_ref& r, bool keep_git_dir, std::stri
 llb::source_op http_source(std::string_view url, std::string_view filename, std::string_view checksum);
 /// A file op that copies the file `name` of its only input to "/", unpacked when it is an archive.
 llb::op unpacking(const std::string& name);
+/// One that takes the contents of a directory of its only input.
+llb::op below(const std::string& directory);
 
 }  // namespace cobuild::frontend
