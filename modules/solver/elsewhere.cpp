@@ -152,6 +152,14 @@ async::task<std::vector<result>> from_record(std::shared_ptr<engine> e, cache::r
     co_return out;
 }
 
+/// What is remembered may be gone, as nobody needed it; then it is had from where it was found as well.
+async::task<std::vector<result>> stored(std::shared_ptr<engine> e, std::optional<cache::record> r, std::shared_ptr<remote_cache> from, digest key) {
+    std::vector<result> out;
+    if (r) out = co_await from_record(std::move(e), std::move(*r));
+    if (out.empty() && from) out = co_await from->load(key, {});
+    co_return out;
+}
+
 }  // namespace
 
 void build::report() const {
@@ -164,10 +172,10 @@ void build::report() const {
         if (n.has_result) {
             out.outputs = [made = n.outputs] { return ready(made); };
             out.loaded = true;
-        } else if (n.record) {
-            out.outputs = [e = engine_, r = *n.record] { return from_record(e, r); };
-        } else if (const auto cache = found_elsewhere(n)) {
-            out.outputs = [c = options_.caches[*cache], key = n.elsewhere[*cache].found->canonical] { return c->load(key, {}); };
+        } else if (const auto cache = found_elsewhere(n); n.record || cache) {
+            const auto from = cache ? options_.caches[*cache] : nullptr;
+            const auto key = cache ? n.elsewhere[*cache].found->canonical : digest{};
+            out.outputs = [e = engine_, r = n.record, from, key] { return stored(e, r, from, key); };
         } else {
             out.outputs = [] { return ready({}); };
         }
