@@ -1,4 +1,5 @@
 // cobuildd: the daemon, also under the name buildkitd with that program's flags. `cobuild daemon` becomes it.
+#include <malloc.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -259,6 +260,8 @@ int run(int argc, char** argv) {
 
 int main(int argc, char** argv) {
     ::signal(SIGPIPE, SIG_IGN);
+    // Dozens of threads that mostly wait: many arenas would only keep from one what another has freed.
+    ::mallopt(M_ARENA_MAX, 2);
     try {
         return cobuild::app::run(argc, argv);
     } catch (...) {

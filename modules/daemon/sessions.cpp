@@ -163,7 +163,7 @@ async::task<rpc::status> sessions::serve(std::shared_ptr<rpc::call> c) {
     t->closed.cancel(error{errc::canceled, cat("the client's session ended: ", why.what())});
     boost::system::error_code ignored;
     socket->close(ignored);
-    t->channel.reset();
+    // The channel stays as long as the tunnel: a build that has not seen yet that it is cancelled may call once more, and fails.
     co_return why.kind() == errc::canceled ? rpc::status{} : rpc::to_status(why);
 }
 

@@ -1,4 +1,6 @@
 module;
+#include <malloc.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
@@ -237,6 +239,8 @@ async::task<rpc::status> solve(std::shared_ptr<world> w, std::shared_ptr<rpc::ca
     co_await async::no_cancel;
     co_await close_bridge(b);
     w->builds.end(b);
+    // What builds had is given back to the kernel when nobody builds.
+    if (w->builds.running() == 0) w->pool.post([] { ::malloc_trim(0); });
     if (kept) co_await keep_record(w, b, record, end, response);
     if (!end.ok()) co_return end;
     wire::SolveResponse out;
