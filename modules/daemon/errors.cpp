@@ -1,7 +1,11 @@
 module;
+#include <unistd.h>
+
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include <boost/asio/awaitable.hpp>
 
@@ -55,6 +59,15 @@ json::object source_detail(const build::job::failure_source& from) {
     return out;
 }
 
+/// Which program and process an error comes from, as BuildKit's clients print it with --debug: its stack, without the stack.
+json::object this_program() {
+    json::object out;
+    out.set("cmdline", json::value(std::vector<std::string>{"cobuildd"}));
+    out.set("pid", static_cast<std::int64_t>(::getpid()));
+    out.set("version", std::string(version()));
+    return out;
+}
+
 /// BuildKit answers most failures with Unknown, whose name clients do not show before the sentence.
 rpc::code code_of(errc kind) {
     switch (kind) {
@@ -91,6 +104,7 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
         s.set_code(static_cast<int>(out.code = rpc::code::unimplemented));
         add_detail(s, cat("errdefs.", where->unknown_kind), json::object{{"name", where->unknown_name}});
     }
+    add_detail(s, "stack.Stack", this_program());
     if (where->vertex) add_detail(s, "errdefs.Vertex", json::object{{"digest", where->vertex->str()}});
     out.details = s.SerializeAsString();
     return out;
