@@ -192,7 +192,9 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         co_await convert_and_import(p, request, platforms, inputs.scope, freshness_of(r), std::move(cache_from), counting, r, inputs.check);
     auto allowed = r.allow;
     if (r.network == "host") allowed.emplace_back("network.host");
-    const auto report = cache_to.empty() ? nullptr : std::make_shared<std::vector<solver::solved>>();
+    // What each step came to is told to an exported cache, and in full provenance.
+    const bool reported = !cache_to.empty() || (attested.provenance && attested.provenance->max);
+    const auto report = reported ? std::make_shared<std::vector<solver::solved>>() : nullptr;
     build_result out;
     solved_graph whole;
     solver::solve_options options{.no_cache = r.no_cache, .caches = imported, .report = report};
@@ -207,11 +209,13 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         in.base_config = c.base_config;
         in.platform = oci::normalize(c.platform);
         in.epoch = c.epoch ? c.epoch : r.source_date_epoch;
-        if (attested.provenance)
-            in.attestations.push_back(exporter::make_provenance(
-                *attested.provenance, make_record({.frontend = frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
-                                                   .attrs = frontend_attributes(r, request)},
-                                                  c.graph, {}, *inputs.scope.found, started, p.settings)));
+        if (attested.provenance) {
+            auto record = make_record({.frontend = frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
+                                       .attrs = frontend_attributes(r, request)},
+                                      c.graph, {}, *inputs.scope.found, started, p.settings);
+            if (report) record.layers = co_await layers_of(*report, record, in.root, imported.empty());
+            in.attestations.push_back(exporter::make_provenance(*attested.provenance, record));
+        }
         what.list.push_back({.platform = oci::format(in.platform), .in = std::move(in)});
     }
     cache_source cached{.report = report,

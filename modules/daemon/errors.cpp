@@ -1,4 +1,7 @@
 module;
+#include <unistd.h>
+
+#include <cstdint>
 #include <exception>
 #include <optional>
 #include <string>
@@ -74,6 +77,15 @@ std::string failed_solve(const build::job::failure& from, bridge_state& told) {
     return text;
 }
 
+/// Which program and process an error comes from, as BuildKit's clients print it with --debug: its stack, without the stack.
+json::object this_program() {
+    json::object out;
+    out.set("cmdline", json::value(std::vector<std::string>{"cobuildd"}));
+    out.set("pid", static_cast<std::int64_t>(::getpid()));
+    out.set("version", std::string(version()));
+    return out;
+}
+
 /// BuildKit answers most failures with Unknown, whose name clients do not show before the sentence.
 rpc::code code_of(errc kind) {
     switch (kind) {
@@ -126,6 +138,7 @@ rpc::status build_status(const error& e, const std::optional<build::job::failure
             s.set_code(static_cast<int>(out.code = rpc::code::unimplemented));
             add_detail(s, cat("errdefs.", where->unknown_kind), json::object{{"name", where->unknown_name}});
         }
+        add_detail(s, "stack.Stack", this_program());
         if (where->vertex) add_detail(s, "errdefs.Vertex", json::object{{"digest", where->vertex->str()}});
         if (told != nullptr && where->vertex) {
             auto* any = s.add_details();

@@ -490,10 +490,13 @@ BOOST_AUTO_TEST_CASE(a_mistake_in_the_dockerfile_is_told_and_kept) {
         BOOST_TEST(end.message == "dockerfile parse error on line 2: unknown instruction: BADCMD");
         google::rpc::Status details;
         BOOST_TEST(details.ParseFromString(end.details));
-        BOOST_REQUIRE(details.details_size() == 1);
-        BOOST_TEST(details.details(0).value().find(R"("ranges":[{"start":{"line":2},"end":{"line":2}},{"start":{"line":3},"end":{"line":3}}])") !=
-                   std::string::npos);
-        BOOST_TEST(details.details(0).value().find(R"("definition":{"def":[)") != std::string::npos);
+        std::map<std::string, std::string> by_type;
+        for (const auto& d : details.details()) by_type[d.type_url()] = d.value();
+        const auto& source = by_type["github.com/moby/buildkit/errdefs.Source+json"];
+        BOOST_TEST(source.find(R"("ranges":[{"start":{"line":2},"end":{"line":2}},{"start":{"line":3},"end":{"line":3}}])") != std::string::npos);
+        BOOST_TEST(source.find(R"("definition":{"def":[)") != std::string::npos);
+        BOOST_TEST(!by_type.contains("github.com/moby/buildkit/errdefs.Vertex+json"));
+        BOOST_TEST(by_type["github.com/moby/buildkit/stack.Stack+json"].find(cat("\"pid\":", ::getpid())) != std::string::npos);
         (void)co_await call<wire::SolveResponse>(s, cat(control, "Solve"), solve_request("good"));
         wire::BuildHistoryRequest q;
         q.set_early_exit(true);
