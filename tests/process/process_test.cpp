@@ -11,6 +11,7 @@
 #include <vector>
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -216,6 +217,39 @@ CO_TEST_CASE(own_namespaces_and_mounts) {
     BOOST_TEST(!std::filesystem::exists(dir / "t/x"));
     c.setup.mounts = {bind_mount{dir / "tree", "../../../../etc/passwd", dir / "b"}};
     BOOST_TEST(message(co_await failure(programs.spawn(c))).ends_with("open \"../../../../etc/passwd\": No such file or directory"));
+}
+
+CO_TEST_CASE(a_child_joins_the_namespaces_of_another) {
+    if (!test::needs_root()) co_return;
+    test::scratch_dir dir;
+    std::filesystem::create_directory(dir / "t");
+    spawner programs;
+    auto first = sh("touch t/inside; echo ready; exec sleep 1000");
+    first.cwd = dir.path();
+    first.out = stdio::pipe();
+    first.setup = {.die_with_parent = true, .new_pid_namespace = true, .new_mount_namespace = true};
+    first.setup.mounts = {fresh_tmpfs{dir / "t", 65536, 0700}, fresh_proc{}};
+    auto running = co_await programs.spawn(first);
+    auto out = running.take_stdout();
+    char begun = 0;
+    pollfd ready{out.get(), POLLIN, 0};
+    BOOST_REQUIRE(::poll(&ready, 1, 20000) == 1);
+    BOOST_REQUIRE(::read(out.get(), &begun, 1) == 1);
+    const unique_fd pids(::open(cat("/proc/", running.pid(), "/ns/pid").c_str(), O_RDONLY | O_CLOEXEC));
+    const unique_fd mounts(::open(cat("/proc/", running.pid(), "/ns/mnt").c_str(), O_RDONLY | O_CLOEXEC));
+    auto second = sh(cat("echo $$; ls ", (dir / "t").string(), "; tr '\\0' ' ' < /proc/1/cmdline"));
+    second.setup.pid_namespace = pids.get();
+    second.setup.mount_namespace = mounts.get();
+    const auto r = co_await programs.capture(second);
+    BOOST_TEST(r.err == "");
+    BOOST_TEST(r.out != "1\n");
+    BOOST_TEST(r.out.ends_with("\ninside\nsleep 1000 "));
+    // The spawner's thread is where it was.
+    BOOST_TEST((co_await programs.capture(sh("test -e /proc/$$/exe && readlink /proc/self/ns/pid"))).out ==
+               cat(std::filesystem::read_symlink("/proc/self/ns/pid").string(), "\n"));
+    BOOST_TEST(std::filesystem::is_empty(dir / "t"));
+    running.signal(SIGKILL);
+    (void)co_await running.wait();
 }
 
 // Forks a program that starts a child with die_with_parent from its spawner, then is killed as by kill -9.
