@@ -34,7 +34,6 @@ namespace {
 constexpr unbuilt not_built[] = {
     {"proxyNetwork", true},
     {"provenanceEnvDir"},
-    {"grpc.debugAddress"},
     {"grpc.securityDescriptor"},
     {"otel"},
     {"cdi"},
