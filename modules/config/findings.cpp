@@ -33,7 +33,6 @@ namespace {
 // that fits a key counts. `true`: the key restricts or isolates, so ignoring it would be worse than stopping.
 constexpr unbuilt not_built[] = {
     {"proxyNetwork", true},
-    {"grpc.debugAddress"},
     {"grpc.securityDescriptor"},
     {"otel"},
     {"cdi"},

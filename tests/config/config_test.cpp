@@ -66,7 +66,7 @@ std::vector<key_case> cases() {
          [](c x) { return x.grpc.address == strings{"unix:///x.sock", "tcp://0.0.0.0:1", "fd://"}; },
          "\"unix:///x\"",
          {"[\"/run/x.sock\"]", "[\"fd://x\"]", "[\"http://x\"]", "[\"unix://\"]"}},
-        {"grpc", "debugAddress = \"0.0.0.0:6060\"", [](c x) { return x.grpc.debug_address == "0.0.0.0:6060"; }, "6060", {}, true},
+        {"grpc", "debugAddress = \"0.0.0.0:6060\"", [](c x) { return x.grpc.debug_address == "0.0.0.0:6060"; }, "6060"},
         {"grpc", "uid = 1000", [](c x) { return x.grpc.uid == 1000; }, "\"1000\"", {"-1"}},
         {"grpc", "gid = 1000", [](c x) { return x.grpc.gid == 1000; }, "\"docker\"", {"-1"}},
         {"grpc", "securityDescriptor = \"D:\"", [](c x) { return x.grpc.security_descriptor == "D:"; }, "1", {}, true},
