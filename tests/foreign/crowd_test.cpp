@@ -139,9 +139,9 @@ BOOST_AUTO_TEST_CASE(killed_clients_leave_nothing) {
     const auto last = all.now();
     BOOST_TEST_MESSAGE(size << " clients, " << rounds << " rounds: " << first.memory / 1024 << " KiB and " << first.descriptors
                             << " descriptors after the second, " << last.memory / 1024 << " KiB and " << last.descriptors << " at the end");
-    // It warms up for some ninety builds, and then it is flat.
-    BOOST_TEST(last.memory < first.memory + (std::uint64_t{20} << 20));
-    if (rounds * size >= 180) BOOST_TEST(last.memory < half.memory + (std::uint64_t{5} << 20));
+    // It warms up with what its clients need at once, about six rounds, and then it is flat.
+    BOOST_TEST(last.memory < first.memory + ((size + 8) << 20));
+    if (rounds >= 12) BOOST_TEST(last.memory < half.memory + (std::uint64_t{5} << 20));
     BOOST_TEST(last.descriptors <= first.descriptors + 4);
     all.place.note_owners();
     all.daemon->signal(SIGTERM);
