@@ -21,6 +21,9 @@ namespace {
 
 constexpr std::string_view provenance_type = "https://slsa.dev/provenance/", spdx = "https://spdx.dev/Document";
 
+// clang 19 crashes where the first such map it meets is a member's default from another module.
+[[maybe_unused]] const std::map<std::string, std::string> none;
+
 std::string base_name(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 
 std::string text_of(const std::map<std::string, std::string>& m, const std::string& key) {

@@ -450,14 +450,11 @@ private:
         }
     }
 
-}
+    static source::freshness freshness_of(gateway::resolve_mode mode) {
+        return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
+    }
 
-static source::freshness
-freshness_of(gateway::resolve_mode mode) {
-    return mode == gateway::resolve_mode::pull ? source::freshness::always : source::freshness::missing;
-}
-
-std::shared_ptr<job_state> state_;
+    std::shared_ptr<job_state> state_;
 };
 
 }  // namespace
