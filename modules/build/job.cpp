@@ -234,6 +234,7 @@ public:
     }
 
     async::task<build_result> finish(job_result what, std::vector<output> outputs) override {
+        const auto self = shared_from_this();
         build_result out;
         std::vector<async::task<void>> all;
         for (const auto& [key, r] : what.refs)
@@ -378,6 +379,7 @@ private:
     }
 
     async::task<job_result> dockerfile(std::string name, std::map<std::string, std::string> attrs, std::map<std::string, llb::definition> inputs) {
+        const auto self = shared_from_this();
         if (auto caches = named_caches(attrs); !caches.empty()) import_caches(std::move(caches));
         // gateway.v0 only leads to this one.
         auto told = attrs;

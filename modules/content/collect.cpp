@@ -8,6 +8,7 @@ module;
 #include <ctime>
 #include <set>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -47,7 +48,9 @@ std::vector<digest> store::reachable(const std::vector<digest>& roots, const chi
 // Who relies on a blob pins it, then makes a root that reaches it, then lets go. So one that is in use was either pinned
 // when the list was made, or has its root by the time the roots are read, or was pinned (and touched) after we began.
 collected store::collect_blocking(const std::vector<digest>& roots, const children_of& children) {
-    const auto began = file_clock();
+    // What was used before we began is to look older, and file times move by ticks of a few milliseconds.
+    auto began = file_clock();
+    for (const auto called = began; began == called; began = file_clock()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     const auto candidates = list();
     auto all = roots;
     impl_->dir->database().read([&](db::connection& c) {

@@ -367,6 +367,7 @@ bridge_handler on_bridge(std::function<async::task<std::string>(bridge_call, std
     return [answer](bridge_call c, std::shared_ptr<rpc::call> rpc) -> async::task<rpc::status> {
         const auto call = [](std::function<async::task<std::string>(bridge_call, std::string)> f, bridge_call on,
                              std::shared_ptr<rpc::call> with) -> async::task<rpc::status> {
+            const auto held = on.b->job;  // the build may end, and let go of it, while this call still runs
             const auto request = co_await with->read();
             if (!request) throw error{errc::invalid, "the request is missing"};
             std::exception_ptr failed;

@@ -56,6 +56,9 @@ std::map<std::string, std::string> load(const stdfs::path& at) {
     std::map<std::string, std::string> out;
     stdfs::create_directories(at / "records");
     stdfs::create_directories(at / "blobs");
+    std::error_code ignored;
+    for (const auto& e : stdfs::directory_iterator(at / "blobs"))
+        if (e.path().filename().string().starts_with(".")) stdfs::remove(e.path(), ignored);  // somebody died over it
     for (const auto& e : stdfs::directory_iterator(at / "records")) {
         const auto bytes = read_whole(e.path());
         wire::BuildHistoryRecord r;
@@ -64,17 +67,19 @@ std::map<std::string, std::string> load(const stdfs::path& at) {
             continue;
         }
         log(log_level::warning, "a record of the build history is damaged and is removed", {{"file", e.path().string()}});
-        std::error_code ignored;
         stdfs::remove(e.path(), ignored);
     }
     return out;
 }
 
+/// A file that is being written; the directory is this daemon's alone.
+bool unfinished(const stdfs::path& file) { return file.filename().string().starts_with("."); }
+
 /// Blobs that no record names any more.
 void drop_blobs(const stdfs::path& at, const std::vector<std::string>& named) {
     std::error_code ec;
     for (const auto& e : stdfs::directory_iterator(at / "blobs", ec))
-        if (std::find(named.begin(), named.end(), e.path().filename().string()) == named.end()) stdfs::remove(e.path(), ec);
+        if (!unfinished(e.path()) && std::find(named.begin(), named.end(), e.path().filename().string()) == named.end()) stdfs::remove(e.path(), ec);
 }
 
 std::int64_t seconds_of(const google::protobuf::Timestamp& t) { return t.seconds(); }

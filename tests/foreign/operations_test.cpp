@@ -214,7 +214,7 @@ BOOST_AUTO_TEST_CASE(under_buildkitds_name_the_state_is_in_its_directory) {
                                                                                      {beside("cobuildd"), "/var/lib/cobuild"}}) {
         // Nothing of the machine's own is touched. The default file is BuildKit's too: a setting of it counts.
         const std::string script =
-            "set -e; cd \"$1\"; mkdir -p upper work; mount -t tmpfs t /var/lib; mkdir /var/lib/buildkit /var/lib/cobuild; "
+            "set -e; cd \"$1\"; rm -rf log seen upper work; mkdir upper work; mount -t tmpfs t /var/lib; mkdir /var/lib/buildkit /var/lib/cobuild; "
             "mount -t overlay o -o lowerdir=/etc,upperdir=upper,workdir=work /etc; mkdir -p /etc/buildkit; "
             "printf '[log]\\nformat = \"json\"\\n' > /etc/buildkit/buildkitd.toml; "
             "\"$0\" --addr unix://$1/x.sock 2> log & p=$!; "
