@@ -210,9 +210,9 @@ async::task<build_result> run_build(parts& p, build_request r, std::shared_ptr<p
         in.platform = oci::normalize(c.platform);
         in.epoch = c.epoch ? c.epoch : r.source_date_epoch;
         if (attested.provenance) {
-            auto record = make_record({.frontend = frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0",
-                                       .attrs = frontend_attributes(r, request)},
-                                      c.graph, {}, *inputs.scope.found, started, p.settings);
+            auto record = make_record(
+                {.frontend = frontend::wanted_frontend(request) ? "gateway.v0" : "dockerfile.v0", .attrs = frontend_attributes(r, request)}, c.graph,
+                {}, *inputs.scope.found, started, p.settings);
             if (report) record.layers = co_await layers_of(*report, record, in.root, imported.empty());
             in.attestations.push_back(exporter::make_provenance(*attested.provenance, record));
         }

@@ -135,7 +135,6 @@ async::task<void> until_written(int dir, std::string name);
 /// Sends a signal to the step's process that the runtime's PID namespace numbers `inner`.
 async::task<void> signal_process(async::blocking_pool& pool, std::vector<std::string> hierarchies, std::string cgroup, int inner, int number);
 
-
 /// Ends the step's processes as the contract says; returns when the runtime has ended or was killed.
 async::task<void> stop_step(async::blocking_pool& pool, process::child& runtime, std::vector<std::string> hierarchies, std::string cgroup,
                             nanoseconds grace, async::cancel_token force);
