@@ -62,6 +62,19 @@ BOOST_AUTO_TEST_CASE(a_build_with_a_frontend_image_goes_on_in_cobuildd) {
     for (const auto& left : b.shop.leftovers()) BOOST_ERROR(left);
 }
 
+// O-RG-03: only the mirror of Docker Hub has it.
+BOOST_AUTO_TEST_CASE(a_frontend_image_comes_through_the_mirror) {
+    if (!needs_root() || !docker_registry::available()) return;
+    bench b;
+    const auto pushed = b.shop.run_build(b.shop.path("tiny"), {"-t", b.shop.registry().host() + "/library/tiny:2", "--push"});
+    BOOST_REQUIRE_MESSAGE(pushed.code == 0, pushed.str());
+    write_file(b.shop / "app/Dockerfile", "# syntax=tiny:2\nanything\n");
+    const auto r = b.shop.run_build(b.shop.path("app"), {"--debug", "-o", "type=local,dest=" + b.shop.path("out")});
+    BOOST_REQUIRE_MESSAGE(r.code == 0, r.str());
+    BOOST_TEST(read_file(b.shop / "out/told").starts_with("cmdline=tiny:2\n"));
+    BOOST_TEST(r.err.find("http://" + b.shop.registry().host() + "/v2/library/tiny/manifests/2?ns=docker.io") != std::string::npos, r.err);
+}
+
 BOOST_AUTO_TEST_CASE(without_cobuildd_the_sentence_names_it) {
     if (!needs_root()) return;
     bench b;
