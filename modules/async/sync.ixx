@@ -147,8 +147,8 @@ using chunk = std::vector<std::byte>;
 
 /// A bounded queue of byte chunks between a coroutine and a blocking thread, in either direction. One writer, one reader.
 ///
-/// Either end may stop: close() is the end of the data, fail() makes the other end throw. Thread-safe; the blocking calls
-/// are for pool threads only.
+/// Either end may stop: close() is the end of the data, fail() makes the other end throw, a reader after what was written
+/// before. Thread-safe; the blocking calls are for pool threads only.
 class byte_pipe {
 public:
     explicit byte_pipe(std::size_t max_bytes = std::size_t{4} << 20);
